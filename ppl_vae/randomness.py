@@ -1,0 +1,74 @@
+"""The global state of random streams and of Pyro's parameter store: kept, and put back."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+__all__ = ["fork", "restore", "seed_all", "snapshot", "untouched"]
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch on every device, numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def snapshot() -> dict[str, Any]:
+    """The state of every global generator: torch on CPU and CUDA, numpy, Python.
+
+    Returns:
+        A tree of dictionaries, tuples, numbers and tensors (see `ppl_vae.checkpoint`).
+    """
+    _, keys, position, has_gauss, cached = np.random.get_state()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": (torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = tuple(torch.cuda.get_rng_state_all())
+    return state
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Puts every global generator back where `snapshot` found it."""
+    torch.set_rng_state(state["torch"])
+    keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    random.setstate(state["python"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(list(state["cuda"]))
+
+
+@contextmanager
+def fork(seed: int | None = None) -> Iterator[None]:
+    """Runs a block that leaves every global generator as it was.
+
+    Args:
+        seed: Where the block's own stream starts; where the outer one stands, if not given.
+    """
+    state = snapshot()
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        restore(state)
+
+
+@contextmanager
+def untouched(seed: int | None = None) -> Iterator[None]:
+    """`fork`, and Pyro's parameter store is left as it was, too.
+
+    Running a `PyroModule` registers its parameters in the global store, where a later module of the
+    same names would find them. What is in the store already can be read inside.
+    """
+    store = pyro.get_param_store()
+    with fork(seed), store.scope(store.get_state()):
+        yield
