@@ -1,0 +1,40 @@
+"""Models p(x, z): Pyro programs that sample their latents and observe the data."""
+
+from ppl_vae.models.base import Model
+from ppl_vae.models.hierarchical import HierarchicalVAE
+from ppl_vae.models.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    Gaussian,
+    Laplace,
+    Likelihood,
+)
+from ppl_vae.models.linear_gaussian import HierarchicalLinearGaussian, LinearGaussian
+from ppl_vae.models.nn import (
+    ConvDecoder,
+    ConvEncoder,
+    Decoder,
+    DenseDecoder,
+    DenseEncoder,
+    Encoder,
+)
+from ppl_vae.models.vae import VAE
+
+__all__ = [
+    "VAE",
+    "Bernoulli",
+    "ContinuousBernoulli",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Decoder",
+    "DenseDecoder",
+    "DenseEncoder",
+    "Encoder",
+    "Gaussian",
+    "HierarchicalLinearGaussian",
+    "HierarchicalVAE",
+    "Laplace",
+    "Likelihood",
+    "LinearGaussian",
+    "Model",
+]

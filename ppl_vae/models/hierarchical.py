@@ -1,0 +1,86 @@
+"""The hierarchical variational autoencoder's model: two levels or more."""
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from ppl_vae.models.base import check_dims
+from ppl_vae.models.likelihoods import Likelihood
+from ppl_vae.models.nn import Activation, Decoder, NormalHead, dense
+from ppl_vae.models.observation import ObservationModel
+
+__all__ = ["HierarchicalVAE"]
+
+
+class HierarchicalVAE(ObservationModel):
+    r"""A chain of latent levels above the data.
+
+    .. math:: p(x, z_{1:L}) = p(x | z_1)\, p(z_1 | z_2) \cdots p(z_{L-1} | z_L)\, p(z_L),
+        \qquad p(z_L) = N(0, I),\ p(z_l | z_{l+1}) = N(\mu_l, \operatorname{diag} \sigma_l^2)
+
+    Sites: `zL`, ..., `z1` in this order, each `[B, latent_dims[l - 1]]`; `x`; in the plate `data`.
+
+    Args:
+        data_shape: Shape of one datum.
+        latent_dims: Dimensions of `(z1, z2, ...)`, from the data upwards; two or more.
+        hidden: Widths of the decoder's dense layers, from `z1` to `x`.
+        latent_hidden: Widths of the dense layers between two latent levels.
+        activation: Of the dense layers, by its name in `torch.nn.functional`.
+        decoder: In place of the dense decoder, as in `VAE`.
+        likelihood: p(x | z1); `Bernoulli()` if not given.
+
+    Raises:
+        ValueError: A dimension below 1, or fewer than two levels.
+
+    References:
+        Burda et al. (2016), Importance Weighted Autoencoders (two levels); Soenderby et al.
+        (2016), Ladder Variational Autoencoders (five).
+
+    Example:
+        >>> model = HierarchicalVAE((784,), latent_dims=(20, 10))
+        >>> list(poutine.trace(model).get_trace(torch.zeros(5, 784)).nodes)[1:]
+        ['data', 'z2', 'z1', 'x', '_RETURN']
+    """
+
+    def __init__(
+        self,
+        data_shape: Sequence[int],
+        latent_dims: Sequence[int] = (20, 10),
+        hidden: Sequence[int] = (400,),
+        latent_hidden: Sequence[int] = (200,),
+        *,
+        activation: Activation = "relu",
+        decoder: Callable[[int, Sequence[int]], Decoder] | None = None,
+        likelihood: Likelihood | None = None,
+    ) -> None:
+        latent_dims = check_dims(latent_dims, "HierarchicalVAE: latent_dims")
+        if len(latent_dims) < 2:
+            raise ValueError(
+                f"HierarchicalVAE: latent_dims is {list(latent_dims)}; accepted are two levels or "
+                "more, from the data upwards, as in [20, 10]. For one level use VAE"
+            )
+        super().__init__(data_shape, latent_dims[0], hidden, activation, decoder, likelihood)
+        self.latent_dims = latent_dims
+        if latent_hidden:
+            check_dims(latent_hidden, "HierarchicalVAE: latent_hidden")
+        self.priors = nn.ModuleList(
+            nn.Sequential(
+                *dense([above, *latent_hidden], activation),
+                NormalHead([above, *latent_hidden][-1], below),
+            )
+            for below, above in zip(latent_dims, latent_dims[1:], strict=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The program; `x` is `[B, *data_shape]`."""
+        priors = self.priors
+        top = len(self.latent_dims)
+        with pyro.plate("data", len(x), dim=-1):
+            prior = dist.Normal(x.new_zeros(self.latent_dims[-1]), 1.0).to_event(1)
+            z = pyro.sample(f"z{top}", prior)
+            for level in range(top - 1, 0, -1):
+                loc, scale = priors[level - 1](z)
+                z = pyro.sample(f"z{level}", dist.Normal(loc, scale).to_event(1))
+            return self.observe(z, x)  # type: ignore[arg-type]
