@@ -1,0 +1,98 @@
+"""Effect handlers in the form of `pyro.poutine`: the KL weight, on latent sites only."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+__all__ = ["ScaleLatentsMessenger", "Weight", "scale_latents", "weight_of"]
+
+Weight = float | torch.Tensor | Mapping[str, float | torch.Tensor]
+
+
+def scale_latents(weight: Weight) -> "ScaleLatentsMessenger":
+    r"""Weighs the log-densities of the latent sites, in model and guide alike.
+
+    Entered around an estimator it turns the ELBO of one datum into
+
+    .. math:: E_q[\log p(x | z) + \beta (\log p(z) - \log q(z | x))]
+
+    that is, it puts the weight :math:`\beta` on the KL term and leaves the observed sites alone.
+    Differs from `pyro.poutine.scale` in three ways: it skips observed sites, it takes 0 (a warm-up
+    starts there), and it takes one weight for each site.
+
+    Args:
+        weight: A number or a 0-dim tensor, finite and not negative, for every latent site; or a
+            mapping from site names to such weights (a site that is not named keeps weight 1).
+
+    Raises:
+        ValueError: The weight is negative, not finite, or a tensor with dimensions.
+
+    References:
+        Higgins et al. (2017), beta-VAE; Bowman et al. (2016), Generating Sentences from a
+        Continuous Space (the warm-up).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch
+        >>> from pyro import poutine
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0., 1.))
+        ...     pyro.sample("x", dist.Normal(z, 1.), obs=x)
+        >>> with scale_latents(0.25):
+        ...     trace = poutine.trace(model).get_trace(torch.tensor(0.))
+        >>> trace.nodes["z"]["scale"], trace.nodes["x"]["scale"]
+        (0.25, 1.0)
+    """
+    return ScaleLatentsMessenger(weight)
+
+
+class ScaleLatentsMessenger(Messenger):
+    """The handler behind `scale_latents`.
+
+    It leaves the weight in the site's `infer` dictionary under the key `"kl_weight"`, so that an
+    estimator can tell it from a plate's N/B and from a user's own `poutine.scale` (`weight_of`).
+    """
+
+    def __init__(self, weight: Weight) -> None:
+        super().__init__()
+        for name, value in weight.items() if isinstance(weight, Mapping) else [("", weight)]:
+            _check(value, f" of site '{name}'" if name else "")
+        self.weight = weight
+
+    def _pyro_sample(self, msg: dict) -> None:
+        if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        weight = self.weight
+        if isinstance(weight, Mapping):
+            if msg["name"] not in weight:
+                return
+            weight = weight[msg["name"]]
+        msg["scale"] = msg["scale"] * weight
+        # A new dictionary: a user may hand the same `infer` to several sites.
+        msg["infer"] = {**msg["infer"], "kl_weight": weight * msg["infer"].get("kl_weight", 1.0)}
+
+
+def weight_of(site: dict) -> float | torch.Tensor:
+    """The KL weight that `scale_latents` put on a trace's site; 1.0 outside of it."""
+    return site["infer"].get("kl_weight", 1.0)
+
+
+def weighted(weight: Weight) -> AbstractContextManager:
+    """`scale_latents(weight)`, or nothing at all where the weight is exactly 1."""
+    unit = isinstance(weight, Real) and weight == 1
+    return nullcontext() if unit else scale_latents(weight)
+
+
+def _check(weight: object, where: str) -> None:
+    accepted = "accepted are a finite number >= 0 or a 0-dim tensor"
+    if isinstance(weight, torch.Tensor):
+        # The value is not looked at: that would wait for the device at every step.
+        if weight.dim() != 0:
+            shape = tuple(weight.shape)
+            raise ValueError(f"the KL weight{where} is a tensor of shape {shape}; {accepted}")
+    elif isinstance(weight, bool) or not isinstance(weight, Real):
+        raise ValueError(f"the KL weight{where} is {weight!r}; {accepted}")
+    elif not 0 <= weight < float("inf"):
+        raise ValueError(f"the KL weight{where} is {weight}; {accepted}")
