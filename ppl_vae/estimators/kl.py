@@ -1,0 +1,65 @@
+"""KL divergences of one latent site: in closed form where there is one, sampled where not."""
+
+from typing import Any
+
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from ppl_vae.estimators.pair import Pair, Site
+
+__all__ = ["site_kl"]
+
+
+def site_kl(pair: Pair, name: str) -> Tensor:
+    r"""The KL term of a latent site, with its scales and masks, `[*plates]`.
+
+    .. math:: E_q[\log q(z_s | \cdot) - \log p(z_s | \cdot)]
+
+    In closed form where the two families have one and the model's prior of the site depends on
+    nothing that the guide draws at it or after it; then it is conditional on what was drawn before.
+    Otherwise the sampled difference. (With q(z1 | x) q(z2 | z1) against p(z2) p(z1 | z2) the prior
+    of z1 depends on z2, drawn from z1: the closed form would be wrong there.)
+    """
+    model_site, guide_site = pair.model_trace.nodes[name], pair.guide_trace.nodes[name]
+    if _is_conditional(pair, name) and _same_scale(model_site, guide_site):
+        closed = _closed_form(guide_site["fn"], model_site["fn"])
+        if closed is not None:
+            return scale_and_mask(closed, guide_site["scale"], guide_site["mask"])
+    return guide_site["log_prob"] - model_site["log_prob"]
+
+
+def _is_conditional(pair: Pair, name: str) -> bool:
+    """Whether all that the model drew before this site was drawn before it by the guide too.
+
+    By order alone: safe, though independent heads drawn in another order are sampled needlessly.
+    """
+    order: list[str] = [latent for latent, _, _ in pair.latents]
+    drawn = set(order[: order.index(name)])
+    upstream: list[str] = []
+    for other, site in pair.model_trace.nodes.items():
+        if other == name:
+            break
+        if _is_latent(site):
+            upstream.append(other)
+    return set(upstream) <= drawn
+
+
+def _same_scale(model_site: Site, guide_site: Site) -> bool:
+    """Whether one scale and mask serve for both; a user's own may stand in one program alone."""
+    scales = model_site["scale"], guide_site["scale"]
+    masks = model_site["mask"], guide_site["mask"]
+    numbers = all(isinstance(scale, int | float) for scale in scales)
+    return masks[0] is masks[1] and (scales[0] == scales[1] if numbers else False)
+
+
+def _is_latent(site: Site) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _closed_form(q: Any, p: Any) -> Tensor | None:
+    # Pyro's plates expand distributions; torch registers KLs for the plain classes underneath.
+    try:
+        return kl_divergence(q, p.expand(q.batch_shape))
+    except NotImplementedError:
+        return None

@@ -1,0 +1,147 @@
+"""A model and a guide, run once against each other: the ground that estimators stand on.
+
+Shapes: K particles, B data, `*plates` the plates around a site.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pyro import poutine
+from pyro.distributions import Delta
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+__all__ = ["Pair", "check_pair", "per_datum", "plate_scale", "samples", "trace_pair"]
+
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The traces of a guide and of the model replayed against it, log-densities computed.
+
+    Attributes:
+        model_trace: p(x, z) at the guide's z.
+        guide_trace: q(z | x).
+    """
+
+    model_trace: poutine.Trace
+    guide_trace: poutine.Trace
+
+    @property
+    def latents(self) -> list[tuple[str, Site, Site]]:
+        """Name, model's site and guide's site of every latent, in the guide's order."""
+        nodes = self.model_trace.nodes
+        return [(name, nodes[name], site) for name, site in samples(self.guide_trace)]
+
+    @property
+    def observed(self) -> list[tuple[str, Site]]:
+        """Name and site of everything that the model observes."""
+        return [(name, site) for name, site in samples(self.model_trace) if site["is_observed"]]
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the guide has a density; a point mass has none."""
+        return not any(_is_point(site["fn"]) for _, site in samples(self.guide_trace))
+
+    @property
+    def data_plate(self) -> Any:
+        """The frame of the plate over the data: `"data"`, else the one around the observed sites.
+
+        Raises:
+            ValueError: There is none.
+        """
+        frames = [frame for _, site in self.observed for frame in site["cond_indep_stack"]]
+        named = [frame for frame in frames if frame.name == "data"]
+        if not (named or frames):
+            raise ValueError(
+                "the model has no plate over the data; write "
+                '`with pyro.plate("data", len(x), dim=-1):` around what it samples per datum'
+            )
+        return (named or sorted(frames, key=lambda frame: -frame.dim))[0]
+
+
+def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
+    """Runs the guide, and the model against it.
+
+    Raises:
+        ValueError: The two do not sample the same sites; see `check_pair`.
+    """
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
+    check_pair(pair)
+    pair.model_trace.compute_log_prob()
+    pair.guide_trace.compute_log_prob()
+    return pair
+
+
+def check_pair(pair: Pair) -> None:
+    """Checks that the guide samples what the model samples, and nothing else.
+
+    Raises:
+        ValueError: A site that one of the two lacks, a site that the guide observes, or a site at
+            which the two have events of different shapes. The message names the sites.
+    """
+    model_sites, guide_sites = dict(samples(pair.model_trace)), dict(samples(pair.guide_trace))
+    observed = {name for name, site in model_sites.items() if site["is_observed"]}
+    latent = model_sites.keys() - observed
+    told = [name for name, site in guide_sites.items() if site["is_observed"]]
+    problems = []
+    if missing := [name for name in model_sites if name in latent - guide_sites.keys()]:
+        problems.append(f"the model samples {_names(missing)} which the guide does not")
+    if extra := [name for name in guide_sites if name not in model_sites]:
+        problems.append(f"the guide samples {_names(extra)} which the model does not")
+    if both := [name for name in guide_sites if name in observed]:
+        problems.append(f"the guide samples {_names(both)} which the model observes")
+    if told:
+        problems.append(f"the guide observes {_names(told)}; a guide observes nothing")
+    if problems:
+        raise ValueError("model and guide do not fit: " + "; ".join(problems))
+    for name in guide_sites:
+        ours, theirs = model_sites[name]["fn"], guide_sites[name]["fn"]
+        if ours.event_shape != theirs.event_shape:
+            raise ValueError(
+                f"model and guide do not fit: at '{name}' the model's event has shape "
+                f"{tuple(ours.event_shape)}, the guide's {tuple(theirs.event_shape)}; check "
+                "`.to_event(...)` and the sizes of both"
+            )
+
+
+def plate_scale(site: Site) -> float:
+    """N/B: the factor by which the plates around a site scale it up for subsampling."""
+    frames = site["cond_indep_stack"]
+    return math.prod((frame.full_size or frame.size) / frame.size for frame in frames)
+
+
+def per_datum(site: Site, plate: Any) -> Tensor:
+    """A site's log-density for each datum, with masks and scales but not the plates' N/B.
+
+    Returns:
+        `[B]`, summed over all plates but the data's; a site outside the data plate gives its sum,
+        `[]`, divided by the plate's full size, so that the sum over all data counts it once.
+    """
+    scale = site["scale"] / plate_scale(site)
+    log_prob = scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
+    inside = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
+    if not inside:
+        return log_prob.sum() / (plate.full_size or plate.size)
+    return log_prob.movedim(plate.dim, 0).reshape(plate.size, -1).sum(1)
+
+
+def samples(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
+    """Name and site of every sample statement, observed ones included."""
+    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def _is_point(fn: Any) -> bool:
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
+
+
+def _names(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)
