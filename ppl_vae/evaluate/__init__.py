@@ -1,0 +1,31 @@
+"""Evaluation: figures with their standard errors, and what the latents do."""
+
+from ppl_vae.evaluate.estimate import Estimate
+from ppl_vae.evaluate.latents import (
+    ActiveUnits,
+    active_units,
+    decode,
+    posterior_means,
+    reconstruct,
+    sample_prior,
+    traverse,
+    unit_kl,
+)
+from ppl_vae.evaluate.likelihood import log_marginal
+from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
+
+__all__ = [
+    "ActiveUnits",
+    "Estimate",
+    "Terms",
+    "active_units",
+    "average_terms",
+    "decode",
+    "elbo_terms",
+    "log_marginal",
+    "posterior_means",
+    "reconstruct",
+    "sample_prior",
+    "traverse",
+    "unit_kl",
+]

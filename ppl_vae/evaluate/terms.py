@@ -1,0 +1,133 @@
+"""The terms of the ELBO, one by one and datum by datum.
+
+Shapes: B data, N all data.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.estimators.pair import Pair, per_datum, trace_pair
+from ppl_vae.evaluate.estimate import Estimate
+from ppl_vae.randomness import untouched
+
+__all__ = ["Terms", "average_terms", "elbo_terms"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    r"""The ELBO of each datum, taken apart, at one draw z of the guide.
+
+    .. math:: \text{elbo} = \log p(x | z) - \sum_s \big(\log q(z_s | \cdot) - \log p(z_s | \cdot)\big)
+
+    Every term is sampled, so each is right for every pair, and their expectations are the terms of
+    the ELBO. All `[B]`, nats per datum, at KL weight 1. A latent outside the data plate counts as
+    a datum's share, its term over the number of all data.
+
+    Attributes:
+        reconstruction: :math:`\log p(x | z)`, summed over the observed sites.
+        log_prior: :math:`\log p(z_s | \cdot)` for each latent site.
+        kl: :math:`\log q - \log p` for each latent site; empty if the guide has no density.
+    """
+
+    reconstruction: Tensor
+    log_prior: dict[str, Tensor]
+    kl: dict[str, Tensor]
+
+    @property
+    def elbo(self) -> Tensor | None:
+        """The ELBO of each datum, `[B]`; none where the guide has no density."""
+        if not self.kl:
+            return None
+        return self.reconstruction - sum(self.kl.values())  # type: ignore[return-value]
+
+    def summary(self) -> dict[str, Any]:
+        """Estimates of the means over data: `reconstruction`, and `kl` and `elbo` or `log_prior`."""
+        summary: dict[str, Any] = {"reconstruction": Estimate.of_mean(self.reconstruction)}
+        if self.elbo is None:
+            prior = {name: Estimate.of_mean(value) for name, value in self.log_prior.items()}
+            return {**summary, "log_prior": prior}
+        kl = {name: Estimate.of_mean(value) for name, value in self.kl.items()}
+        return {"elbo": Estimate.of_mean(self.elbo), **summary, "kl": kl}
+
+
+def elbo_terms(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Terms:
+    """The terms at one draw of the guide; draws from the global random stream, no gradients.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        *args: What both take: x, `[B, *data_shape]`, and what else there is.
+        **kwargs: What else there is.
+
+    Raises:
+        ValueError: The pair does not fit, or the model has no plate over the data.
+    """
+    with torch.no_grad():
+        return _terms(trace_pair(model, guide, args, kwargs))
+
+
+def average_terms(
+    model: Callable,
+    guide: Callable,
+    data: Tensor,
+    *,
+    num_particles: int = 1,
+    batch_size: int = 1000,
+    seed: int = 0,
+) -> Terms:
+    """The terms of many data, averaged over draws; leaves the global random stream alone.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        data: x, `[N, *data_shape]`.
+        num_particles: Draws of the guide for each datum.
+        batch_size: Data at once.
+        seed: Of the draws: the same seed gives the same figures.
+
+    Returns:
+        Terms with N in place of B.
+    """
+    with untouched(seed):
+        chunks = [
+            _mean([elbo_terms(model, guide, x) for _ in range(num_particles)])
+            for x in batches(data, batch_size)
+        ]
+    return Terms(
+        torch.cat([c.reconstruction for c in chunks]),
+        {name: torch.cat([c.log_prior[name] for c in chunks]) for name in chunks[0].log_prior},
+        {name: torch.cat([c.kl[name] for c in chunks]) for name in chunks[0].kl},
+    )
+
+
+def batches(data: Tensor, batch_size: int) -> Iterator[Tensor]:
+    """The data in order, `batch_size` at once; the last may be shorter."""
+    return iter(data.split(batch_size))
+
+
+def _terms(pair: Pair) -> Terms:
+    plate = pair.data_plate
+    reconstruction = sum(per_datum(site, plate) for _, site in pair.observed)
+    prior = {name: per_datum(site, plate) for name, site, _ in pair.latents}
+    kl = {name: per_datum(site, plate) - prior[name] for name, _, site in pair.latents}
+    size = (plate.size,)
+    return Terms(
+        reconstruction.expand(size),  # type: ignore[union-attr]
+        {name: value.expand(size) for name, value in prior.items()},
+        {name: value.expand(size) for name, value in kl.items()} if pair.has_density else {},
+    )
+
+
+def _mean(terms: list[Terms]) -> Terms:
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack(values).mean(0)
+
+    return Terms(
+        mean([t.reconstruction for t in terms]),
+        {name: mean([t.log_prior[name] for t in terms]) for name in terms[0].log_prior},
+        {name: mean([t.kl[name] for t in terms]) for name in terms[0].kl},
+    )
