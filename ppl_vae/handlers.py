@@ -92,7 +92,7 @@ def _check(weight: object, where: str) -> None:
         if weight.dim() != 0:
             shape = tuple(weight.shape)
             raise ValueError(f"the KL weight{where} is a tensor of shape {shape}; {accepted}")
-    elif isinstance(weight, bool) or not isinstance(weight, Real):
+    elif isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ValueError(f"the KL weight{where} is {weight!r}; {accepted}")
     elif not 0 <= weight < float("inf"):
         raise ValueError(f"the KL weight{where} is {weight}; {accepted}")

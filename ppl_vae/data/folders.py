@@ -69,8 +69,10 @@ def _images(folder: Path) -> list[Path]:
 
 def _listed(folder: Path) -> list[tuple[Path, str | None]]:
     """Image paths with the names of their classes, `None` where there are no classes."""
-    here = [(path, None) for path in _images(folder)]
-    inside = [(path, child.name) for child in _subfolders(folder) for path in _images(child)]
+    here: list[tuple[Path, str | None]] = [(path, None) for path in _images(folder)]
+    inside: list[tuple[Path, str | None]] = [
+        (path, child.name) for child in _subfolders(folder) for path in _images(child)
+    ]
     if here and inside:
         raise ValueError(
             f"{folder}: images both in the folder itself ({here[0][0].name}) and in sub-folders "

@@ -34,4 +34,5 @@ def partition(
         )
     # RandomState, not torch or default_rng: NumPy promises that its stream never changes (NEP 19).
     order = torch.from_numpy(np.random.RandomState(seed).permutation(num_rows).astype(np.int64))
-    return tuple(order.split([num_train, num_valid, num_test]))
+    train, valid, test = order.split([num_train, num_valid, num_test])
+    return train, valid, test

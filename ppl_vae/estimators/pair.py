@@ -32,7 +32,7 @@ class Pair:
     guide_trace: poutine.Trace
 
     @property
-    def latents(self) -> list[tuple[str, Site, Site]]:
+    def latents(self) -> list[tuple[str, Any, Any]]:
         """Name, model's site and guide's site of every latent, in the guide's order."""
         nodes = self.model_trace.nodes
         return [(name, nodes[name], site) for name, site in samples(self.guide_trace)]
@@ -132,7 +132,7 @@ def per_datum(site: Site, plate: Any) -> Tensor:
     return log_prob.movedim(plate.dim, 0).reshape(plate.size, -1).sum(1)
 
 
-def samples(trace: poutine.Trace) -> Iterator[tuple[str, Site]]:
+def samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
     """Name and site of every sample statement, observed ones included."""
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
 

@@ -34,8 +34,8 @@ def posterior_means(
 ) -> dict[str, Tensor]:
     """The guide's mean of every latent site for each datum.
 
-    The mean of the site's distribution where it has one, averaged over draws of the sites before it;
-    the mean of the draws where it has none.
+    The mean of the site's distribution where it has one, averaged over draws of the sites before
+    it; the mean of the draws where it has none.
 
     Args:
         guide: The guide.
@@ -95,9 +95,7 @@ def reconstruct(model: Callable, guide: Callable, x: Tensor, *, seed: int = 0) -
     return _data_site(trace, x)["fn"].mean
 
 
-def sample_prior(
-    model: Callable, x_like: Tensor, *, mean: bool = False, seed: int = 0
-) -> Tensor:
+def sample_prior(model: Callable, x_like: Tensor, *, mean: bool = False, seed: int = 0) -> Tensor:
     """Draws from the model: z from its prior, x from p(x | z).
 
     Args:

@@ -129,5 +129,3 @@ def _depth(pair: Pair) -> int:
             )
     frames = [f for s in pair.model_trace.nodes.values() for f in s.get("cond_indep_stack", ())]
     return -min(frame.dim for frame in frames)
-
-

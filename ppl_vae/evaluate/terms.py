@@ -21,7 +21,8 @@ __all__ = ["Terms", "average_terms", "elbo_terms"]
 class Terms:
     r"""The ELBO of each datum, taken apart, at one draw z of the guide.
 
-    .. math:: \text{elbo} = \log p(x | z) - \sum_s \big(\log q(z_s | \cdot) - \log p(z_s | \cdot)\big)
+    .. math:: \text{elbo} = \log p(x | z)
+        - \sum_s \big(\log q(z_s | \cdot) - \log p(z_s | \cdot)\big)
 
     Every term is sampled, so each is right for every pair, and their expectations are the terms of
     the ELBO. All `[B]`, nats per datum, at KL weight 1. A latent outside the data plate counts as
@@ -45,7 +46,7 @@ class Terms:
         return self.reconstruction - sum(self.kl.values())  # type: ignore[return-value]
 
     def summary(self) -> dict[str, Any]:
-        """Estimates of the means over data: `reconstruction`, and `kl` and `elbo` or `log_prior`."""
+        """Means over data: `elbo`, `reconstruction`, and `kl` by site (else `log_prior`)."""
         summary: dict[str, Any] = {"reconstruction": Estimate.of_mean(self.reconstruction)}
         if self.elbo is None:
             prior = {name: Estimate.of_mean(value) for name, value in self.log_prior.items()}

@@ -152,8 +152,10 @@ class AmortizedGuide(Guide):
         return any(frame.name == self._data_plate.name for frame in site.frames)
 
     def _unconstrained_shape(self, site: LatentSite) -> torch.Size:
-        """What a head gives for one datum: the site's other plates, then the event before
-        `biject_to(support)` (a simplex of 3 has 2 free coordinates)."""
+        """What a head gives for one datum: the site's other plates, then the unconstrained event.
+
+        A simplex of 3, for one, has 2 free coordinates before `biject_to(support)`.
+        """
         plates = list(site.batch_shape)
         if self._is_local(site):
             plates[self._data_plate.dim] = 1  # type: ignore[index]

@@ -1,6 +1,7 @@
 """Models p(x, z): Pyro programs that sample their latents and observe the data."""
 
 from ppl_vae.models.base import Model
+from ppl_vae.models.convolutional import ConvDecoder, ConvEncoder
 from ppl_vae.models.hierarchical import HierarchicalVAE
 from ppl_vae.models.likelihoods import (
     Bernoulli,
@@ -11,8 +12,6 @@ from ppl_vae.models.likelihoods import (
 )
 from ppl_vae.models.linear_gaussian import HierarchicalLinearGaussian, LinearGaussian
 from ppl_vae.models.nn import (
-    ConvDecoder,
-    ConvEncoder,
     Decoder,
     DenseDecoder,
     DenseEncoder,

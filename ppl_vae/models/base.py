@@ -42,6 +42,7 @@ class Model(Configurable, Program):
         Returns:
             The observed value, `[B, *data_shape]`.
         """
+
     def check(self, x: Tensor) -> None:
         """Checks data against the shape and the support of p(x | z).
 

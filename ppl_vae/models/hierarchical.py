@@ -1,6 +1,7 @@
 """The hierarchical variational autoencoder's model: two levels or more."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -70,7 +71,7 @@ class HierarchicalVAE(ObservationModel):
                 *dense([above, *latent_hidden], activation),
                 NormalHead([above, *latent_hidden][-1], below),
             )
-            for below, above in zip(latent_dims, latent_dims[1:], strict=False)
+            for below, above in pairwise(latent_dims)
         )
 
     def forward(self, x: Tensor) -> Tensor:

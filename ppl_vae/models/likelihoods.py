@@ -40,9 +40,9 @@ class Likelihood(Configurable, nn.Module):
         if bad.any():
             first = x[bad][0].item()
             raise ValueError(
-                f"the data hold {int(bad.sum())} value(s) outside [{low:g}, {high:g}], the first is "
-                f"{first:g}; a {type(self).__name__} likelihood takes none. Rescale the data, or "
-                "use the likelihood Gaussian or Laplace"
+                f"the data hold {int(bad.sum())} value(s) outside [{low:g}, {high:g}], the first "
+                f"is {first:g}; a {type(self).__name__} likelihood takes none. Rescale the data, "
+                "or use the likelihood Gaussian or Laplace"
             )
 
     def is_proper(self, x: Tensor) -> bool:

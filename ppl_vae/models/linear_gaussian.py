@@ -41,7 +41,8 @@ class _LinearGaussian(Model):
     def posterior(self, x: Tensor) -> dist.MultivariateNormal:
         r"""The exact posterior of all latents together.
 
-        .. math:: p(z | x) = N(P^{-1} W^T S^{-1} (x - b),\ P^{-1}),\quad P = \Sigma^{-1} + W^T S^{-1} W
+        .. math:: p(z | x) = N(P^{-1} W^T S^{-1} (x - b),\ P^{-1}),\quad
+            P = \Sigma^{-1} + W^T S^{-1} W
 
         Args:
             x: Data, `[B, X]`.
