@@ -1,0 +1,172 @@
+"""Checkpoints: folders of safetensors and one JSON file, written whole or not at all.
+
+A checkpoint is a tree of dictionaries, lists, tuples, numbers, strings and tensors. Each top-level
+entry whose tree holds tensors becomes `<entry>.safetensors`; the rest of the tree, and the checksum
+of every file, go into `state.json`. The same tree gives the same bytes. Nothing is ever pickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+
+_STATE = "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read: missing, cut short, or changed since it was written."""
+
+
+def save_checkpoint(folder: Path, tree: dict[str, Any]) -> None:
+    """Writes a tree to a folder.
+
+    A kill at any moment leaves the old checkpoint or the new one, whole: the new one is written and
+    flushed beside it, under `<folder>.new`, then the old one is moved to `<folder>.old`, the new
+    one to its place, and the old one removed. `load_checkpoint` knows these names.
+
+    Args:
+        folder: Where; its parent must exist.
+        tree: What; keys are strings or integers.
+
+    Raises:
+        TypeError: The tree holds something that is neither tensor, number, string nor container.
+        OSError: The disk is full or the folder cannot be written; the old checkpoint stays.
+    """
+    new, old = _beside(folder, "new"), _beside(folder, "old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    skeleton, sums = {}, {}
+    for entry, value in tree.items():
+        tensors: dict[str, Tensor] = {}
+        skeleton[entry] = _strip(value, entry, tensors)
+        if tensors:
+            name = f"{entry}.safetensors"
+            sums[name] = _write(new / name, save(tensors))
+    sums[_STATE] = _digest_of(skeleton)
+    state = {"tree": skeleton, "sha256": sums}
+    _write(new / _STATE, json.dumps(state, sort_keys=True, indent=1).encode())
+    _sync(new)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+    os.replace(new, folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Reads the tree that `save_checkpoint` wrote, and checks every checksum.
+
+    Args:
+        folder: Where it was written.
+
+    Returns:
+        The tree, tensors on the CPU; none if no checkpoint was ever written there.
+
+    Raises:
+        CheckpointError: A file is missing, cut short or changed. The message names it.
+    """
+    if folder.exists():
+        return _read(folder)
+    # A kill between the two moves of `save_checkpoint` leaves the place itself empty.
+    for candidate in (_beside(folder, "new"), _beside(folder, "old")):
+        if (candidate / _STATE).is_file():
+            return _read(candidate)
+    return None
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / _STATE
+    if not path.is_file():
+        raise CheckpointError(f"the checkpoint {folder} is incomplete: {_STATE} is missing")
+    try:
+        state = json.loads(path.read_bytes())
+        skeleton, sums = state["tree"], dict(state["sha256"])
+        intact = sums.pop(_STATE) == _digest_of(skeleton)
+    except (ValueError, KeyError, TypeError):
+        intact = False
+    if not intact:
+        raise CheckpointError(_damaged(path))
+    tensors: dict[str, Tensor] = {}
+    for name, expected in sums.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise CheckpointError(f"the checkpoint {folder} is incomplete: {name} is missing")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise CheckpointError(_damaged(path))
+        tensors.update(load(content))
+    return {entry: _fill(value, tensors) for entry, value in skeleton.items()}
+
+
+def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """The tree as JSON, its tensors moved to `tensors` under their paths."""
+    if isinstance(value, Tensor):
+        # A copy: safetensors refuses tensors that share memory.
+        tensors[path] = value.detach().cpu().contiguous().clone()
+        return {"tensor": path}
+    if isinstance(value, dict):
+        items = [[key, _strip(item, f"{path}.{key}", tensors)] for key, item in value.items()]
+        if any(not isinstance(key, str | int) for key in value):
+            raise TypeError(f"a checkpoint cannot hold the keys {list(value)} at '{path}'")
+        return {"dict": items}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_strip(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(
+        f"a checkpoint cannot hold {value!r} ({type(value).__name__}) at '{path}'; accepted are "
+        "tensors, numbers, strings, None, and dictionaries, lists and tuples of these"
+    )
+
+
+def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _fill(item, tensors) for key, item in content}
+    items = [_fill(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _write(path: Path, content: bytes) -> str:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digest_of(skeleton: Any) -> str:
+    return hashlib.sha256(json.dumps(skeleton, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"the checkpoint file {path} is damaged: its checksum is not the one written with it. "
+        "Restore the folder from a copy, or remove it to start again"
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Makes the names in a folder last, not only the contents of its files."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _beside(folder: Path, suffix: str) -> Path:
+    return folder.with_name(f"{folder.name}.{suffix}")
