@@ -1,0 +1,30 @@
+"""Variational autoencoders as Pyro model/guide pairs.
+
+A model p(x, z) and a guide q(z | x) are two Pyro programs; an estimator turns the pair into a
+number to climb; a schedule weighs the KL; `fit` climbs. Each is an argument, and none knows the
+others' insides.
+"""
+
+from ppl_vae import data, estimators, evaluate, guides, handlers, models, schedules
+from ppl_vae.checkpoint import CheckpointError
+from ppl_vae.config import ConfigError
+from ppl_vae.diagnosis import NonFiniteError
+from ppl_vae.fit import FitResult, fit
+from ppl_vae.runs import Run, load_run
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "FitResult",
+    "NonFiniteError",
+    "Run",
+    "data",
+    "estimators",
+    "evaluate",
+    "fit",
+    "guides",
+    "handlers",
+    "load_run",
+    "models",
+    "schedules",
+]

@@ -1,0 +1,204 @@
+"""Minibatches for training: one stream of batches that can be taken up again where it stopped.
+
+Shapes: N data, B data of a minibatch.
+"""
+
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from ppl_vae.data.splits import Splits
+from ppl_vae.randomness import fork
+
+__all__ = ["Minibatches", "TrainingData", "minibatches"]
+
+TrainingData = Tensor | Splits | Dataset | DataLoader
+
+DEFAULT_BATCH_SIZE = 128
+
+
+class Minibatches:
+    """A stream of minibatches, tuples of the program's arguments.
+
+    Attributes:
+        epoch: How many passes over the data are complete.
+        position: How many minibatches of the present pass are taken.
+    """
+
+    batch_size: int | None
+
+    def __init__(self) -> None:
+        self.epoch, self.position = 0, 0
+
+    @property
+    def fractional_epoch(self) -> float:
+        """Passes over the data, the present one counted in part."""
+        raise NotImplementedError
+
+    def next(self) -> tuple[Any, ...]:
+        """The next minibatch."""
+        raise NotImplementedError
+
+    def seek(self, epoch: int, position: int) -> None:
+        """Goes on from where a stream with this `epoch` and `position` stood."""
+        self.epoch, self.position = epoch, position
+
+
+class _Indexed(Minibatches):
+    """A fresh permutation of the data each epoch, from `(seed, epoch)` alone.
+
+    The remainder of N modulo B is left out of the epoch, so that every batch has one size.
+    """
+
+    def __init__(self, num_data: int, batch_size: int | None, seed: int) -> None:
+        super().__init__()
+        if batch_size is None:
+            batch_size = min(DEFAULT_BATCH_SIZE, num_data)
+        if not 1 <= batch_size <= num_data:
+            raise ValueError(
+                f"batch_size is {batch_size}; accepted are 1 to {num_data}, the number of training "
+                "data"
+            )
+        self.batch_size = self._size = batch_size
+        self._num_data, self._seed = num_data, seed
+        self._per_epoch = num_data // batch_size
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def fractional_epoch(self) -> float:
+        return self.epoch + self.position / self._per_epoch
+
+    def next(self) -> tuple[Any, ...]:
+        if self.position == self._per_epoch:
+            self.epoch, self.position = self.epoch + 1, 0
+        if self._order is None or self._order[0] != self.epoch:
+            generator = torch.Generator().manual_seed(_mix(self._seed, self.epoch))
+            self._order = self.epoch, torch.randperm(self._num_data, generator=generator)
+        start = self.position * self._size
+        self.position += 1
+        return self._take(self._order[1][start : start + self._size])
+
+    def _take(self, index: Tensor) -> tuple[Any, ...]:
+        raise NotImplementedError
+
+
+class _FromTensor(_Indexed):
+    def __init__(self, data: Splits | Tensor, batch_size: int | None, seed: int) -> None:
+        x = data.train if isinstance(data, Splits) else data
+        super().__init__(len(x), batch_size, seed)
+        self._x, self._draw = x, data.draw if isinstance(data, Splits) else None
+
+    def _take(self, index: Tensor) -> tuple[Any, ...]:
+        x = self._x[index.to(self._x.device)]
+        return (x if self._draw is None else self._draw(x),)
+
+
+class _FromDataset(_Indexed):
+    def __init__(self, dataset: Dataset, batch_size: int | None, seed: int) -> None:
+        super().__init__(len(dataset), batch_size, seed)  # type: ignore[arg-type]
+        self._dataset = dataset
+
+    def _take(self, index: Tensor) -> tuple[Any, ...]:
+        return _as_tuple(default_collate([self._dataset[i] for i in index.tolist()]))
+
+
+class _FromLoader(Minibatches):
+    """A `DataLoader` with its own batching rules, restarted each epoch from `(seed, epoch)`."""
+
+    def __init__(self, loader: DataLoader, seed: int) -> None:
+        super().__init__()
+        self.batch_size = loader.batch_size
+        self._loader, self._seed = loader, seed
+        self._batches: Iterator | None = None
+
+    @property
+    def fractional_epoch(self) -> float:
+        if isinstance(self._loader.dataset, IterableDataset):
+            return float(self.epoch)
+        return self.epoch + self.position / len(self._loader)
+
+    def seek(self, epoch: int, position: int) -> None:
+        super().seek(epoch, position)
+        self._batches = None
+
+    def next(self) -> tuple[Any, ...]:
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = self._open()
+            batch = next(self._batches, None)
+            if batch is not None:
+                self.position += 1
+                return _as_tuple(batch)
+            if self.position == 0:
+                raise ValueError("the DataLoader gives no batch; accepted is at least one an epoch")
+            self.epoch, self.position, self._batches = self.epoch + 1, 0, None
+        raise ValueError(
+            "the DataLoader gave no batch in its second pass; it cannot be iterated anew"
+        )
+
+    def _open(self) -> Iterator:
+        # torch's samplers take their seed from the global stream at the first batch.
+        with fork(seed=_mix(self._seed, self.epoch)):
+            batches = iter(self._loader)
+            for _ in range(self.position):
+                next(batches, None)
+            first = next(batches, None)
+        if first is not None:
+            yield first
+        yield from batches
+
+
+def minibatches(data: TrainingData, batch_size: int | None, seed: int) -> Minibatches:
+    """The stream of minibatches of any kind of data.
+
+    Args:
+        data: A tensor `[N, *data_shape]`, `Splits` (the training split), a `Dataset` with a length,
+            or a `DataLoader`, which keeps its own rules of batching. Items that are tuples are
+            `(x, *args)`.
+        batch_size: B; `min(128, N)` if not given. Not for a `DataLoader`.
+        seed: Of the permutations.
+
+    Raises:
+        ValueError: `batch_size` does not fit the data, or the data are empty.
+        TypeError: `data` is of no known kind.
+    """
+    if isinstance(data, DataLoader):
+        if batch_size is not None:
+            raise ValueError(
+                f"batch_size is {batch_size}, but the data are a DataLoader, which has its own "
+                f"({data.batch_size}); leave batch_size out"
+            )
+        return _FromLoader(data, seed)
+    if isinstance(data, Splits | Tensor):
+        _check_not_empty(data.train if isinstance(data, Splits) else data)
+        return _FromTensor(data, batch_size, seed)
+    if isinstance(data, Dataset):
+        if not isinstance(data, Sized):
+            raise ValueError(
+                f"the data are {type(data).__name__}, a Dataset without a length; wrap it in a "
+                "torch DataLoader"
+            )
+        _check_not_empty(data)
+        return _FromDataset(data, batch_size, seed)
+    raise TypeError(
+        f"data are {type(data).__name__}; accepted are a Tensor, ppl_vae.data.Splits, a torch "
+        "Dataset or DataLoader"
+    )
+
+
+def _check_not_empty(data: Sized) -> None:
+    if len(data) == 0:
+        raise ValueError("the training data are empty; accepted is at least one datum")
+
+
+def _as_tuple(batch: Any) -> tuple[Any, ...]:
+    return tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One seed of two numbers, without the collisions of a sum."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,234 @@
+"""The training loop: stochastic variational inference of any pair, estimator and schedule.
+
+Shapes: N data, B data of a minibatch.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from torch.optim import Adam
+
+from ppl_vae.data.minibatches import TrainingData
+from ppl_vae.estimators import Trace_ELBO
+from ppl_vae.handlers import Weight
+from ppl_vae.interruption import Interruption
+from ppl_vae.loop import Loop, Stopping
+from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
+from ppl_vae.preparation import prepare, resolve_device
+from ppl_vae.progress import Progress
+from ppl_vae.randomness import fork, seed_all
+from ppl_vae.recording import Recorder, run_config
+from ppl_vae.schedules import Constant
+
+__all__ = ["FitResult", "fit"]
+
+Programs = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What `fit` leaves.
+
+    Attributes:
+        model: The model, trained in place.
+        guide: The guide, trained in place.
+        metrics: The lines of `metrics.jsonl`; nats per datum.
+        num_steps: How many steps were made, those before a resume included.
+        stopped_early: Whether `patience` ran out. The parameters are then the best ones.
+        best_step: The step of the best validation, or none without validation data.
+        best_elbo: The validation `elbo` there, nats per datum; for a guide without a density minus
+            the weighted loss.
+        path: The run directory, or none.
+    """
+
+    model: Programs
+    guide: Programs
+    metrics: list[dict[str, Any]]
+    num_steps: int
+    stopped_early: bool
+    best_step: int | None
+    best_elbo: float | None
+    path: Path | None
+    _store: dict = field(repr=False, default_factory=dict)
+
+    def scope(self) -> AbstractContextManager:
+        """The parameter store of the fit, to run plain functions with their trained `pyro.param`s.
+
+        Modules hold their own parameters and need no scope.
+        """
+        return pyro.get_param_store().scope(self._store)
+
+
+def fit(
+    model: Programs,
+    guide: Programs,
+    data: TrainingData,
+    *,
+    estimator: ELBO | None = None,
+    schedule: Callable[[int], Weight] | None = None,
+    optimizer: OptimizerFactory | Mapping[str, OptimizerFactory] = partial(Adam, lr=1e-3),  # noqa: B008
+    num_steps: int,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    out: str | Path | None = None,
+    resume: bool = False,
+    valid: Tensor | None = None,
+    lr_schedule: LRSchedule | None = None,
+    clip_grad_norm: float | None = None,
+    freeze: Sequence[str] = (),
+    patience: int | None = None,
+    log_every: int = 100,
+    eval_every: int = 500,
+    checkpoint_every: int = 1000,
+    tensorboard: bool | None = None,
+    progress: bool | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> FitResult:
+    """Trains a model and a guide in place.
+
+    Runs in a parameter-store scope of its own and restores every global that it touches: the store,
+    the random state, Pyro's validation. The schedule's weight is put around each step by
+    `ppl_vae.handlers.scale_latents`; neither program sees it.
+
+    Args:
+        model: p(x, z), any Pyro program `model(x, ...)` that samples in `pyro.plate("data")`.
+        guide: q(z | x), any Pyro program of the same arguments.
+        data: A tensor `[N, *data_shape]`, `Splits`, or a torch `Dataset` or `DataLoader`. Of items
+            that are tuples `(x, ...)` the programs get as many entries as the model takes.
+        estimator: A `pyro.infer.ELBO`, of ours or Pyro's own; `Trace_ELBO()` if not given.
+        schedule: From the step's number, counted from 0, to the weight on the latent terms;
+            `Constant(1.0)` if not given.
+        optimizer: From parameters to a torch optimizer; or a mapping from prefixes of parameter
+            names (`model`, `guide.encoder`, ...) to such functions.
+        num_steps: How many steps to make in all, >= 1.
+        batch_size: B; `min(128, N)` if not given. A remainder of N modulo B is left out of each
+            epoch's permutation. Not for a `DataLoader`.
+        seed: Of the permutations, and of all that is random in training.
+        device: `"auto"`, `"cpu"`, `"cuda"`, ... Programs and data are moved there.
+        out: A run directory to write; none is written without.
+        resume: Go on from the checkpoint in `out`, bit for bit; start if there is none.
+        valid: Validation data, `[N, *data_shape]`, where `data` bring none.
+        lr_schedule: From an optimizer to one of torch's learning-rate schedules, stepped every
+            step (`ReduceLROnPlateau` at every validation, by minus the elbo).
+        clip_grad_norm: Clip the norm of all gradients together to this. The loss is a sum over the
+            minibatch, so the norm grows with B.
+        freeze: Prefixes of the names of parameters to leave as they are; `["model"]` trains the
+            guide alone.
+        patience: Stop after this many validations without a better `elbo`, counted only where the
+            schedule has its last value, and keep the best parameters.
+        log_every: Steps between lines of training metrics.
+        eval_every: Steps between validations.
+        checkpoint_every: Steps between checkpoints.
+        tensorboard: Write TensorBoard events into `out`; where installed, if not given.
+        progress: Show a bar; on a terminal, if not given.
+        config: Entries of `config.yaml` that say more than `fit` can see, such as the data's name.
+
+    Returns:
+        The trained pair and its metrics.
+
+    Raises:
+        ValueError: An argument, the data or the pair is not acceptable; the message says what is.
+        NonFiniteError: The loss or a gradient became NaN or infinite; the message names the step,
+            the first bad site and the parameter. The last checkpoint stays as it was.
+        CheckpointError: The checkpoint to resume from is damaged.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+
+    Example:
+        >>> splits = ppl_vae.data.load("digits")
+        >>> model = ppl_vae.models.VAE(splits.data_shape, latent_dim=2, hidden=(32,))
+        >>> guide = ppl_vae.guides.MeanFieldGuide(model, hidden=(32,))
+        >>> result = fit(model, guide, splits, num_steps=200)
+        >>> result.metrics[-1]["elbo"] > result.metrics[0]["elbo"]
+        True
+    """
+    _check_counts(
+        num_steps=num_steps,
+        log_every=log_every,
+        eval_every=eval_every,
+        checkpoint_every=checkpoint_every,
+        **({} if patience is None else {"patience": patience}),
+    )
+    if clip_grad_norm is not None and not clip_grad_norm > 0:
+        raise ValueError(f"clip_grad_norm is {clip_grad_norm}; accepted is a number > 0")
+    if resume and out is None:
+        raise ValueError("resume is true, but out is not given; name the run directory to resume")
+    estimator = Trace_ELBO() if estimator is None else estimator
+    if not isinstance(estimator, ELBO):
+        raise ValueError(
+            f"estimator is {estimator!r}; accepted is an instance of a pyro.infer.ELBO, as in "
+            "Trace_ELBO()"
+        )
+    schedule = Constant() if schedule is None else schedule
+    place = resolve_device(device)
+    described = run_config(
+        data, model, guide, estimator, schedule, optimizer, lr_schedule, extra=config,
+        num_steps=num_steps, batch_size=batch_size, seed=seed, device=str(device),
+        clip_grad_norm=clip_grad_norm, freeze=list(freeze), patience=patience, log_every=log_every,
+        eval_every=eval_every, checkpoint_every=checkpoint_every,
+    )  # fmt: skip
+    with _own_globals() as store:
+        seed_all(seed)
+        prepared = prepare(model, guide, data, valid, batch_size, seed, place)
+        optimizers = Optimizers(named_parameters(model, guide), optimizer, lr_schedule, freeze)
+        loop = Loop(
+            model, guide, prepared, estimator, schedule, optimizers,
+            seed=seed, clip_grad_norm=clip_grad_norm,
+            stopping=Stopping(patience, schedule(num_steps)),
+        )  # fmt: skip
+        recorder = Recorder(out, described, resume=resume, tensorboard=tensorboard)
+        recorder.begin(loop)
+        with recorder, Progress(num_steps, progress) as bar, Interruption() as interruption:
+            bar.update(loop.step)
+            while loop.step < num_steps and not loop.stopping.is_due:
+                line = loop.advance(log=loop.step % log_every == 0)
+                bar.update(loop.step)
+                if line is not None:
+                    recorder.write(line)
+                    bar.show(line)
+                last = loop.step == num_steps
+                if prepared.valid is not None and (last or loop.step % eval_every == 0):
+                    line = loop.validate()
+                    recorder.write(line)
+                    bar.show(line)
+                    if loop.stopping.best_step == loop.step:
+                        recorder.save_best(loop)
+                if last or loop.stopping.is_due or loop.step % checkpoint_every == 0:
+                    recorder.save(loop)
+                if interruption.requested:
+                    recorder.save(loop)
+                    raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}")
+            if loop.stopping.is_due:
+                loop.take_best()
+        return FitResult(
+            model=model,
+            guide=guide,
+            metrics=recorder.lines,
+            num_steps=loop.step,
+            stopped_early=loop.stopping.is_due,
+            best_step=loop.stopping.best_step,
+            best_elbo=loop.stopping.best,
+            path=recorder.path,
+            _store=store,
+        )
+
+
+@contextmanager
+def _own_globals() -> Iterator[Any]:
+    """A parameter store of the fit's own; random state and validation as outside, afterwards."""
+    with fork(), pyro.get_param_store().scope() as store, pyro.validation_enabled(False):
+        yield store
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; accepted is an integer >= 1")

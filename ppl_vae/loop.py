@@ -1,0 +1,301 @@
+"""One step after the other: the state of a training, and how it moves on.
+
+Shapes: B data of a minibatch.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from ppl_vae.diagnosis import NonFiniteError, diagnose
+from ppl_vae.evaluate import Terms, average_terms, elbo_terms
+from ppl_vae.handlers import Weight, weighted
+from ppl_vae.optimizers import Optimizers, clip, named_parameters
+from ppl_vae.preparation import Prepared
+from ppl_vae.randomness import fork, restore, snapshot
+
+__all__ = ["Loop", "Stopping"]
+
+Line = dict[str, Any]
+
+
+@dataclass
+class Stopping:
+    """Early stopping, by the validation elbo.
+
+    Attributes:
+        patience: How many validations without a better value; none to never stop.
+        final_weight: The schedule's last value. Validations under another weight do not count
+            against the patience: a warm-up may well lower the elbo for a while.
+        best: The best value.
+        best_step: Its step.
+        waited: How many validations since.
+    """
+
+    patience: int | None
+    final_weight: Weight
+    best: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the patience has run out."""
+        return self.patience is not None and self.waited >= self.patience
+
+    def saw(self, value: float, step: int, weight: Weight) -> bool:
+        """Takes in a validation; true if it is the best so far."""
+        if self.best is None or value > self.best:
+            self.best, self.best_step, self.waited = value, step, 0
+            return True
+        if weight == self.final_weight:
+            self.waited += 1
+        return False
+
+
+class Loop:
+    """A training at one of its steps.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        prepared: Data, checked and on the device.
+        estimator: The ELBO.
+        schedule: From steps to KL weights.
+        optimizers: What moves the parameters.
+        seed: Of the validation's draws, the same at every validation.
+        clip_grad_norm: The largest norm of all gradients, or none.
+        stopping: Early stopping.
+
+    Attributes:
+        step: How many steps are made.
+        best: State of model and guide at the best validation.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        prepared: Prepared,
+        estimator: ELBO,
+        schedule: Callable[[int], Weight],
+        optimizers: Optimizers,
+        *,
+        seed: int,
+        clip_grad_norm: float | None,
+        stopping: Stopping,
+    ) -> None:
+        self.model, self.guide = model, guide
+        self.prepared, self.estimator = prepared, estimator
+        self.schedule, self.optimizers = schedule, optimizers
+        self.stopping = stopping
+        self.step = 0
+        self.best: dict[str, Any] | None = None
+        self._seed, self._clip = seed, clip_grad_norm
+        self._trained = list(optimizers.trained.values())
+        self._seconds, self._started = 0.0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in training, before a resume included."""
+        return self._seconds + time.monotonic() - self._started
+
+    def advance(self, *, log: bool) -> Line | None:
+        """Makes one step.
+
+        Args:
+            log: Also give the metrics of this step's minibatch, at the parameters before the step
+                and at the step's own noise: with weight 1 the weighted loss is minus the bound.
+
+        Raises:
+            NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are then as
+                they were before this step.
+        """
+        before = snapshot()
+        args = self.prepared.batch()
+        drawn = snapshot() if log else before
+        weight = self.schedule(self.step)
+        if hasattr(self.estimator, "set_step"):
+            self.estimator.set_step(self.step)
+        self.optimizers.zero_grad()
+        with weighted(weight):
+            loss = self._backward(args)
+        norm = self._gradient_norm()
+        if not bool(torch.isfinite(loss + norm)):
+            raise self._failure(args, weight, drawn, loss)
+        line = self._train_line(args, weight, loss, drawn) if log else None
+        if self._clip is not None:
+            clip(self._trained, self._clip)
+        self.optimizers.step()
+        self.step += 1
+        return line
+
+    def validate(self) -> Line:
+        """The metrics of the validation data at KL weight 1, and what follows from them."""
+        assert self.prepared.valid is not None
+        modules = [p for p in (self.model, self.guide) if isinstance(p, nn.Module) and p.training]
+        for module in modules:
+            module.eval()
+        terms = average_terms(self.model, self.guide, self.prepared.valid, seed=self._seed)
+        for module in modules:
+            module.train()
+        weight = self.schedule(self.step)
+        value = self._objective(terms, weight)
+        if self.stopping.saw(value, self.step, weight):
+            self.best = self._parameters()
+        self.optimizers.validated(-value)
+        line = {**self._head("valid"), **_numbers(terms)}
+        if terms.elbo is not None:
+            line["elbo_standard_error"] = terms.summary()["elbo"].standard_error
+        return line
+
+    def take_best(self) -> None:
+        """Puts the parameters of the best validation in place."""
+        if self.best is not None:
+            self._load_parameters(self.best)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as a tree for `ppl_vae.checkpoint`."""
+        stream = self.prepared.stream
+        stopping = {k: v for k, v in asdict(self.stopping).items() if k[:4] in ("best", "wait")}
+        return {
+            **self._parameters(),
+            **self._about(),
+            "optimizer": self.optimizers.state_dict(),
+            "random": snapshot(),
+            "progress": {
+                "step": self.step,
+                "epoch": stream.epoch,
+                "position": stream.position,
+                "stopping": stopping,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], seconds: float) -> None:
+        """Goes on from `state_dict`."""
+        self._load_parameters(state)
+        self.optimizers.load_state_dict(state["optimizer"])
+        progress = state["progress"]
+        self.step = progress["step"]
+        self.prepared.stream.seek(progress["epoch"], progress["position"])
+        for name, value in progress["stopping"].items():
+            setattr(self.stopping, name, value)
+        self._seconds, self._started = seconds, time.monotonic()
+        restore(state["random"])
+
+    def best_state(self) -> dict[str, Any]:
+        """The parameters of the best validation, as a tree for `ppl_vae.checkpoint`."""
+        assert self.best is not None
+        return {**self.best, **self._about(), "progress": {"step": self.stopping.best_step}}
+
+    def _backward(self, args: tuple) -> Tensor:
+        """The loss; its gradients are left in the parameters."""
+        if not hasattr(self.estimator, "differentiable_loss"):
+            # RenyiELBO, TraceGraph_ELBO and ReweightedWakeSleep have only this way in.
+            return torch.as_tensor(self.estimator.loss_and_grads(self.model, self.guide, *args))
+        loss = self.estimator.differentiable_loss(self.model, self.guide, *args)
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            raise ValueError(
+                "the loss depends on no parameter that is trained; check `freeze`, and that the "
+                "parameters take part in the programs"
+            )
+        loss.backward(inputs=self._trained)
+        return loss.detach()
+
+    def _gradient_norm(self) -> Tensor:
+        gradients = [p.grad for p in self._trained if p.grad is not None]
+        return torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
+
+    def _train_line(self, args: tuple, weight: Weight, loss: Tensor, drawn: dict) -> Line:
+        num_data = self.prepared.num_data(args)
+        line = {
+            **self._head("train"),
+            "loss": loss.item() / num_data,
+            "weight": _plain(weight),
+            "learning_rate": self.optimizers.learning_rates,
+        }
+        # The step's own noise, and none of the stream used up: logging changes no result.
+        if self.prepared.has_density and getattr(self.estimator, "is_bound", True):
+            with fork():
+                restore(drawn)
+                loss_at_one = self.estimator.loss(self.model, self.guide, *args)
+            line["bound"] = -float(loss_at_one) / num_data
+        with fork():
+            restore(drawn)
+            return {**line, **_numbers(elbo_terms(self.model, self.guide, *args))}
+
+    def _head(self, split: str) -> Line:
+        return {
+            "split": split,
+            "step": self.step,
+            "epoch": round(self.prepared.stream.fractional_epoch, 4),
+            "seconds": round(self.seconds, 3),
+        }
+
+    def _objective(self, terms: Terms, weight: Weight) -> float:
+        """What validation climbs: the elbo; for a point mass, minus the weighted loss."""
+        if terms.elbo is not None:
+            return terms.elbo.double().mean().item()
+        value = terms.reconstruction.double().mean().item()
+        for name, prior in terms.log_prior.items():
+            factor = weight.get(name, 1.0) if isinstance(weight, Mapping) else weight
+            value += float(factor) * prior.double().mean().item()
+        return value
+
+    def _failure(self, args: tuple, weight: Weight, drawn: dict, loss: Tensor) -> NonFiniteError:
+        parameters = named_parameters(self.model, self.guide)
+        with fork():
+            restore(drawn)
+            found = diagnose(self.model, self.guide, args, weight, parameters)
+        what = "a gradient" if torch.isfinite(loss) else "the loss"
+        return NonFiniteError(
+            f"step {self.step}: {what} is not finite. First bad: {found}. Training stopped before "
+            "this step changed anything; try a smaller learning rate, clip_grad_norm, or a KL "
+            "warm-up"
+        )
+
+    def _about(self) -> dict[str, Any]:
+        shape, dtype = self.prepared.data_shape, str(self.prepared.dtype).removeprefix("torch.")
+        return {"data": {"shape": list(shape), "dtype": dtype}}
+
+    def _parameters(self) -> dict[str, Any]:
+        state = {
+            name: {key: value.detach().clone() for key, value in program.state_dict().items()}
+            for name, program in (("model", self.model), ("guide", self.guide))
+            if isinstance(program, nn.Module)
+        }
+        state["param"] = {
+            name: value.detach().clone() for name, value in self._store_parameters().items()
+        }
+        return state
+
+    def _load_parameters(self, state: Mapping[str, Any]) -> None:
+        for name, program in (("model", self.model), ("guide", self.guide)):
+            if isinstance(program, nn.Module):
+                program.load_state_dict(state[name])
+        for name, parameter in self._store_parameters().items():
+            parameter.data.copy_(state["param"][name])
+
+    def _store_parameters(self) -> dict[str, Tensor]:
+        named = named_parameters(self.model, self.guide)
+        return {name: value for name, value in named.items() if name.startswith("param.")}
+
+
+def _numbers(terms: Terms) -> Line:
+    """Means over data: elbo, reconstruction, and kl by site (or log_prior, without a density)."""
+    numbers: Line = {}
+    for name, value in terms.summary().items():
+        nested = isinstance(value, dict)
+        numbers[name] = {k: v.value for k, v in value.items()} if nested else value.value
+    return numbers
+
+
+def _plain(weight: Weight) -> Any:
+    if isinstance(weight, Mapping):
+        return {name: float(value) for name, value in weight.items()}
+    return float(weight)

@@ -1,0 +1,163 @@
+"""Which parameters are trained, and by which of torch's optimizers."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = ["LRSchedule", "OptimizerFactory", "Optimizers", "named_parameters"]
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+LRSchedule = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
+
+
+def named_parameters(model: Any, guide: Any) -> dict[str, Tensor]:
+    """Every parameter of a pair by name: `model.…`, `guide.…`, and `param.…` for `pyro.param`.
+
+    The last are those of Pyro's parameter store that belong to no module: the parameters of plain
+    functions. They exist once the pair has run.
+    """
+    found: dict[str, Tensor] = {}
+    for prefix, program in (("model", model), ("guide", guide)):
+        if isinstance(program, nn.Module):
+            found.update({f"{prefix}.{n}": p for n, p in program.named_parameters()})
+    seen = {id(parameter) for parameter in found.values()}
+    for name, parameter in pyro.get_param_store().named_parameters():
+        if id(parameter) not in seen:
+            found[f"param.{name}"] = parameter
+    unique: dict[int, str] = {}
+    for name, parameter in found.items():
+        unique.setdefault(id(parameter), name)
+    return {name: found[name] for name in unique.values()}
+
+
+class Optimizers:
+    """One optimizer, or one for each group of parameters, with its learning-rate schedule.
+
+    Args:
+        parameters: All parameters by name.
+        optimizer: From parameters to an optimizer; or a mapping from prefixes of names to such
+            functions, `{"model": ..., "guide": ...}`, of which the longest that fits is taken.
+        lr_schedule: From an optimizer to a learning-rate schedule.
+        freeze: Prefixes of the names of parameters that stay as they are.
+
+    Raises:
+        ValueError: A prefix fits no parameter, a parameter fits no prefix, or nothing is left.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: OptimizerFactory | Mapping[str, OptimizerFactory],
+        lr_schedule: LRSchedule | None = None,
+        freeze: Sequence[str] = (),
+    ) -> None:
+        if isinstance(freeze, str):
+            freeze = (freeze,)
+        for prefix in freeze:
+            _check_prefix(prefix, parameters, "freeze")
+        self.trained = {
+            name: parameter
+            for name, parameter in parameters.items()
+            if parameter.requires_grad and not any(_fits(name, prefix) for prefix in freeze)
+        }
+        if not self.trained:
+            raise ValueError(
+                "there is nothing to train: "
+                + (
+                    f"all parameters are frozen by {list(freeze)}"
+                    if parameters
+                    else "neither model nor guide has parameters that Pyro or torch can see. Make "
+                    "them nn.Modules, or register parameters with pyro.param or pyro.module"
+                )
+            )
+        groups = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
+        for prefix in groups:
+            _check_prefix(prefix, self.trained, "optimizer")
+        members: dict[str, list[Tensor]] = {prefix: [] for prefix in groups}
+        for name, parameter in self.trained.items():
+            fitting = [prefix for prefix in groups if _fits(name, prefix)]
+            if not fitting:
+                raise ValueError(
+                    f"no optimizer was given for the parameter '{name}'; its name fits none of "
+                    f"{sorted(groups)}. Add a prefix that fits, or freeze it"
+                )
+            members[max(fitting, key=len)].append(parameter)
+        self._all = list(parameters.values())
+        self.optimizers = {p: groups[p](members[p]) for p in groups if members[p]}
+        self.schedules = (
+            {}
+            if lr_schedule is None
+            else {prefix: lr_schedule(o) for prefix, o in self.optimizers.items()}
+        )
+
+    def zero_grad(self) -> None:
+        """Drops all gradients, those of frozen parameters too."""
+        for parameter in self._all:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """One step of each optimizer, and of each schedule that goes by steps."""
+        for optimizer in self.optimizers.values():
+            optimizer.step()
+        for schedule in self.schedules.values():
+            if not isinstance(schedule, ReduceLROnPlateau):
+                schedule.step()
+
+    def validated(self, loss: float) -> None:
+        """Steps the schedules that go by the validation loss."""
+        for schedule in self.schedules.values():
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(loss)
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """The learning rate of every parameter group."""
+        return [
+            float(group["lr"])
+            for optimizer in self.optimizers.values()
+            for group in optimizer.param_groups
+        ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as a tree of plain data and tensors."""
+        return {
+            "optimizers": {p: o.state_dict() for p, o in self.optimizers.items()},
+            "schedules": {p: s.state_dict() for p, s in self.schedules.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from `state_dict`.
+
+        Raises:
+            ValueError: The state is of other optimizers or other parameters.
+        """
+        for kind, ours in (("optimizers", self.optimizers), ("schedules", self.schedules)):
+            if set(state[kind]) != set(ours):
+                raise ValueError(
+                    f"the checkpoint has {kind} for {sorted(state[kind])}, this run for "
+                    f"{sorted(ours)}; resume with the arguments that the run was started with"
+                )
+            for prefix, content in state[kind].items():
+                ours[prefix].load_state_dict(content)
+
+
+def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales all gradients down so that their common norm is at most `max_norm`."""
+    return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
+
+
+def _fits(name: str, prefix: str) -> bool:
+    return prefix == "" or name == prefix or name.startswith(prefix + ".")
+
+
+def _check_prefix(prefix: str, parameters: Mapping[str, Tensor], what: str) -> None:
+    if not any(_fits(name, prefix) for name in parameters):
+        raise ValueError(
+            f"{what} names '{prefix}', which no parameter's name begins with; accepted are "
+            f"beginnings of {', '.join(list(parameters)[:8])}, ..."
+        )

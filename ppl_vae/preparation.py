@@ -1,0 +1,196 @@
+"""What `fit` makes sure of before the first step: data, device, floating type, and the pair.
+
+Shapes: N data, B data of a minibatch.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from ppl_vae.data.minibatches import Minibatches, TrainingData, minibatches
+from ppl_vae.data.splits import Splits
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.randomness import fork
+
+__all__ = ["Prepared", "prepare", "resolve_device"]
+
+
+@dataclass
+class Prepared:
+    """Data and programs, ready to train.
+
+    Attributes:
+        stream: Minibatches.
+        valid: Validation data on the device, `[N, *data_shape]`, or none.
+        data_shape: Shape of one datum.
+        dtype: Floating type of the data as the programs see them.
+        has_density: Whether the guide has one; a point mass has none.
+    """
+
+    stream: Minibatches
+    valid: Tensor | None
+    data_shape: torch.Size
+    dtype: torch.dtype
+    has_density: bool
+    _cast: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+    _scale: float
+
+    def batch(self) -> tuple[Any, ...]:
+        """The next minibatch, on the device: as many arguments as the model takes."""
+        return self._cast(self.stream.next())
+
+    def num_data(self, args: tuple[Any, ...]) -> float:
+        """How many data the loss of this minibatch sums over: B, or N in a subsampled plate."""
+        return self._scale * len(args[0])
+
+
+def prepare(
+    model: Callable,
+    guide: Callable,
+    data: TrainingData,
+    valid: Tensor | None,
+    batch_size: int | None,
+    seed: int,
+    device: torch.device,
+) -> Prepared:
+    """Moves everything to the device, sets the guide up, and runs the pair once to check it.
+
+    Raises:
+        ValueError: Data that the model does not take, or a pair that does not fit.
+        TypeError: Data or programs of no known kind.
+    """
+    for name, program in (("model", model), ("guide", guide)):
+        if not callable(program):
+            raise TypeError(f"{name} is {program!r}; accepted is a Pyro program, any callable")
+        if isinstance(program, nn.Module):
+            program.to(device)
+    data, valid = _resident(model, data, valid, device)
+    _check(model, data, valid)
+    stream = minibatches(data, batch_size, seed)
+    dtype = _dtype(model, guide)
+    num_args = _num_args(model)
+
+    def cast(batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        args = tuple(v.to(device) if isinstance(v, Tensor) else v for v in batch[:num_args])
+        return (args[0].to(dtype) if dtype is not None else args[0], *args[1:])
+
+    with fork():
+        first = cast(stream.next())
+    stream.seek(0, 0)
+    x = first[0]
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0:
+        what = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(type(x))
+        raise ValueError(
+            f"a minibatch of the data is {what}; accepted are floating tensors [B, *data_shape]. "
+            "Scale integers to [0, 1] first"
+        )
+    if not isinstance(data, Splits | Tensor):
+        _check_values(model, x, "the first minibatch")
+    if hasattr(guide, "setup"):
+        guide.setup(*first)
+        if isinstance(guide, nn.Module):
+            guide.to(device)
+    # With Pyro's checks on for this once, whatever they are set to outside.
+    with fork(), torch.no_grad(), poutine.block(), pyro.validation_enabled(True):
+        pair = trace_pair(model, guide, first, {})
+        plate = pair.data_plate
+    return Prepared(
+        stream=stream,
+        valid=valid,
+        data_shape=x.shape[1:],
+        dtype=x.dtype,
+        has_density=pair.has_density,
+        _cast=cast,
+        _scale=(plate.full_size or plate.size) / len(x),
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """`"auto"` is CUDA where there is any, else the CPU.
+
+    Raises:
+        ValueError: torch knows no such device, or it is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accepted = "accepted are auto, cpu" + (", cuda" if torch.cuda.is_available() else "")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, which torch does not know; {accepted}") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here; {accepted}")
+    return resolved
+
+
+def _resident(
+    model: Callable, data: TrainingData, valid: Tensor | None, device: torch.device
+) -> tuple[TrainingData, Tensor | None]:
+    """Tensors and splits on the device, in the model's floating type; validation data likewise."""
+    if isinstance(data, Splits):
+        if valid is None and len(data.valid) > 0:
+            valid = data.valid
+        train = _cast(model, data.train, device)
+        data = replace(data, train=train, valid=train[:0], test=train[:0], labels={})
+    elif isinstance(data, Tensor):
+        data = _cast(model, data, device)
+    return data, None if valid is None else _cast(model, valid, device)
+
+
+def _cast(model: Callable, x: Tensor, device: torch.device) -> Tensor:
+    dtype = _dtype(model)
+    return x.to(device=device, dtype=dtype if dtype and x.is_floating_point() else x.dtype)
+
+
+def _check(model: Callable, data: TrainingData, valid: Tensor | None) -> None:
+    x = data.train if isinstance(data, Splits) else data
+    if isinstance(x, Tensor):
+        if x.dim() < 1 or len(x) == 0:
+            raise ValueError(
+                f"the training data have shape {tuple(x.shape)}; accepted is [N, *data_shape] with "
+                "at least one datum"
+            )
+        _check_values(model, x, "the training data")
+    if valid is not None:
+        _check_values(model, valid, "the validation data")
+
+
+def _check_values(model: Callable, x: Tensor, what: str) -> None:
+    if not x.is_floating_point():
+        raise ValueError(
+            f"{what} are {x.dtype}; accepted are floating tensors. Scale integers to [0, 1] first"
+        )
+    if not x.isfinite().all():
+        bad = int((~x.isfinite()).sum())
+        first = (~x.isfinite()).nonzero()[0].tolist()
+        raise ValueError(
+            f"{what} hold {bad} value(s) that are not finite, the first at index {first}"
+        )
+    if hasattr(model, "check"):
+        model.check(x)
+
+
+def _dtype(*programs: Any) -> torch.dtype | None:
+    """The floating type of the first parameter or buffer; none where there is none to see."""
+    for program in programs:
+        if isinstance(program, nn.Module):
+            for value in (*program.parameters(), *program.buffers()):
+                if value.is_floating_point():
+                    return value.dtype
+    return None
+
+
+def _num_args(model: Callable) -> int | None:
+    """How many positional arguments the program takes; none for any number."""
+    forward = model.forward if isinstance(model, nn.Module) else model
+    kinds = [p.kind for p in inspect.signature(forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return None
+    positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return sum(kind in positional for kind in kinds)

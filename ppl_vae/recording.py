@@ -1,0 +1,152 @@
+"""What a training writes: its config, its metrics, its checkpoints."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ppl_vae.config import ConfigError, describe
+from ppl_vae.data.splits import Splits
+from ppl_vae.loggers import TensorBoard
+from ppl_vae.loop import Loop
+from ppl_vae.runs import RunDirectory
+
+__all__ = ["Recorder", "run_config"]
+
+# What may differ when a run is resumed: these change where and how long, not what.
+_FREE = frozenset({"num_steps", "device", "root", "checkpoint_every"})
+
+
+class Recorder:
+    """Writes a run directory; without one, only keeps the metrics.
+
+    Args:
+        out: The run directory, or none.
+        config: What `config.yaml` is to hold.
+        resume: Go on from the checkpoint there.
+        tensorboard: Write TensorBoard events; where installed, if none.
+
+    Raises:
+        ValueError: There is a run already and `resume` is false, or it was made with other
+            arguments, or the folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        out: str | Path | None,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        tensorboard: bool | None,
+    ) -> None:
+        self.lines: list[dict[str, Any]] = []
+        self.path = None if out is None else Path(out)
+        self._directory = None if out is None else RunDirectory(out)
+        self._config, self._resume = dict(config), resume
+        self._wants_board = tensorboard
+        self._board: TensorBoard | None = None
+        if self._directory is not None and self._directory.exists:
+            if not resume:
+                raise ValueError(
+                    f"out is {out}, which holds a run already; resume it (resume=True, --resume), "
+                    "or name another folder"
+                )
+            _check_same(self._directory.config(), self._config, self._directory.path)
+
+    def begin(self, loop: Loop) -> None:
+        """Makes the folder, or takes the training to where its checkpoint stands."""
+        if self._directory is None:
+            return
+        self._directory.create()
+        state = self._directory.load() if self._resume else None
+        if state is not None:
+            self.lines = self._directory.keep_metrics(state["progress"]["lines"])
+            loop.load_state_dict(state, self.lines[-1]["seconds"] if self.lines else 0.0)
+            loop.best = self._directory.load("best")
+        self._directory.write_config(self._config)
+        if state is None:
+            self._directory.keep_metrics(0)
+            self.save(loop)
+        if self._wants_board or (self._wants_board is None and TensorBoard.is_installed()):
+            self._board = TensorBoard(self._directory.path / "tensorboard", loop.step)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Takes a line of metrics."""
+        self.lines.append(line)
+        if self._directory is not None:
+            self._directory.append_metrics(line)
+        if self._board is not None:
+            self._board.write(line)
+
+    def save(self, loop: Loop) -> None:
+        """Writes the checkpoint to resume from."""
+        if self._directory is not None:
+            state = loop.state_dict()
+            state["progress"]["lines"] = len(self.lines)
+            self._directory.save(state)
+
+    def save_best(self, loop: Loop) -> None:
+        """Writes the parameters of the best validation."""
+        if self._directory is not None:
+            self._directory.save(loop.best_state(), "best")
+
+    def __enter__(self) -> "Recorder":
+        """Nothing yet."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Closes the event files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def run_config(
+    data: Any,
+    model: Any,
+    guide: Any,
+    estimator: Any,
+    schedule: Any,
+    optimizer: Any,
+    lr_schedule: Any,
+    *,
+    extra: Mapping[str, Any] | None,
+    **plain: Any,
+) -> dict[str, Any]:
+    """The whole run as plain data: what `config.yaml` holds, and the command line reads.
+
+    An object that has no class to name, such as a plain function, is written as null; `load_run`
+    then asks for it.
+    """
+    objects = {
+        "model": (model, ("data_shape",)),
+        "guide": (guide, ("model",)),
+        "estimator": (estimator, ()),
+        "schedule": (schedule, ()),
+        "optimizer": (optimizer, ()),
+        "lr_schedule": (lr_schedule, ()),
+    }
+    config: dict[str, Any] = {"data": None, "binarize": None}
+    if isinstance(data, Splits):
+        config = {"data": data.name, "binarize": data.binarize}
+    config |= extra or {}
+    for name, (value, omit) in objects.items():
+        try:
+            config[name] = describe(value, omit=omit)
+        except ConfigError:
+            config[name] = None
+    return {**config, **plain}
+
+
+def _check_same(stored: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    for name in given.keys() - _FREE:
+        if stored.get(name) != given[name]:
+            raise ValueError(
+                f"the run in {path} was made with {name} = {stored.get(name)!r}, and is to be "
+                f"resumed with {given[name]!r}; resume it with its own config "
+                f"(--config {path / 'config.yaml'}), or name another folder for another run"
+            )
