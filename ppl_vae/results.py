@@ -1,0 +1,129 @@
+"""The figures of a run: what goes into `results.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.data import Splits
+from ppl_vae.evaluate import Estimate, active_units, average_terms, log_marginal
+from ppl_vae.runs import Run
+
+__all__ = ["evaluate_run", "results_table"]
+
+
+def evaluate_run(
+    run: Run,
+    data: Splits,
+    *,
+    split: str = "test",
+    num_particles: int = 5000,
+    num_data: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluates a run on one split, and writes `results.json`.
+
+    Args:
+        run: The run.
+        data: Its data.
+        split: `"train"`, `"valid"` or `"test"`. Grey training data under `binarize="dynamic"` are
+            drawn once.
+        num_particles: K of the importance-weighted log p(x).
+        num_data: Evaluate on this many data, drawn at random by `seed`; all if not given.
+        seed: Of the draws.
+
+    Returns:
+        `elbo`, `reconstruction`, `kl` by site, `log_marginal`: means over data in nats per datum,
+        each `{"value", "standard_error"}`; `active_units` by site; and what they were computed on.
+        A run whose guide has no density has `log_prior` in place of `elbo`, `kl`, `log_marginal`.
+
+    Raises:
+        ValueError: An unknown or empty split, `num_data` beyond it, or K below 1.
+    """
+    x = run.like(_choose(data, split, num_data, seed))
+    proper = run.model.is_proper(x) if hasattr(run.model, "is_proper") else True
+    terms = average_terms(run.model, run.guide, x, num_particles=10, seed=seed)
+    results: dict[str, Any] = {
+        "split": split,
+        "num_data": len(x),
+        "step": run.step,
+        "seed": seed,
+        "is_proper": proper,
+    }
+    for name, value in terms.summary().items():
+        nested = isinstance(value, Mapping)
+        results[name] = {k: _entry(v) for k, v in value.items()} if nested else _entry(value)
+    if terms.elbo is not None:
+        estimate = log_marginal(run.model, run.guide, x, num_particles=num_particles, seed=seed)
+        results["log_marginal"] = {**_entry(estimate.mean()), "num_particles": num_particles}
+    if len(x) > 1:
+        units = active_units(run.guide, x, seed=seed)
+        results["active_units"] = {
+            name: {"active": count, "of": len(units.variance[name])}
+            for name, count in units.count.items()
+        }
+    run.directory.write_results(results)
+    return results
+
+
+def results_table(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The results as rows of name and text, `("elbo", "-23.94 ± 0.31 nats")`."""
+    rows = []
+    for name, value in results.items():
+        if not isinstance(value, Mapping):
+            continue
+        if "value" in value:
+            rows.append((_title(name, value), f"{_estimate(value)} nats"))
+        elif name == "active_units":
+            for site, units in value.items():
+                rows.append((f"active units of {site}", f"{units['active']} of {units['of']}"))
+        else:
+            title = {"kl": "KL", "log_prior": "log p"}.get(name, name)
+            rows += [(f"{title} of {site}", f"{_estimate(v)} nats") for site, v in value.items()]
+    return rows
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before comparing the figures."""
+    found = []
+    if results.get("is_proper") is False:
+        found.append(
+            "The data are grey and the likelihood is a Bernoulli: outside its support, so `elbo`, "
+            "`reconstruction` and `log p(x)` are scores and no log-probabilities (improper). They "
+            "compare with figures on the same grey data only."
+        )
+    if "elbo" not in results and "log_prior" in results:
+        found.append("The guide is a point mass and has no density: there is no elbo, no log p(x).")
+    return found
+
+
+def _choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
+    if split not in ("train", "valid", "test"):
+        raise ValueError(f"split is {split!r}; accepted are train, valid, test")
+    x = getattr(data, split)
+    if len(x) == 0:
+        raise ValueError(f"the split '{split}' of {data.name} is empty; name another with --split")
+    generator = torch.Generator().manual_seed(seed)
+    if split == "train" and data.binarize == "dynamic":
+        x = torch.bernoulli(x, generator=generator)
+    if num_data is None:
+        return x
+    if not 1 <= num_data <= len(x):
+        raise ValueError(f"num_data is {num_data}; accepted are 1 to {len(x)}, the size of {split}")
+    # Drawn, not the first ones: a split may be sorted by label.
+    return x[torch.randperm(len(x), generator=generator)[:num_data]]
+
+
+def _entry(estimate: Estimate) -> dict[str, float]:
+    return {"value": estimate.value, "standard_error": estimate.standard_error}
+
+
+def _estimate(entry: Mapping[str, float]) -> Estimate:
+    return Estimate(entry["value"], entry["standard_error"])
+
+
+def _title(name: str, entry: Mapping[str, Any]) -> str:
+    if name == "log_marginal":
+        return f"log p(x), {entry['num_particles']} particles"
+    return name
