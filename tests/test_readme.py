@@ -1,0 +1,33 @@
+"""The README's Python runs, block after block, as one program."""
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_every_python_block_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    namespace: dict = {}
+    assert len(blocks("python")) >= 3
+    for number, block in enumerate(blocks("python")):
+        exec(compile(block, f"README block {number}", "exec"), namespace)
+    assert re.search(r"log p\(x\) = -\d+\.\d+ ± \d+\.\d+ nats per image", capsys.readouterr().out)
+    # What the text says of plain SVI: nothing of `fit` is left behind.
+    assert namespace["result"].num_steps == 400
+
+
+def test_every_command_is_one_that_there_is():
+    commands = {"train", "evaluate", "sample", "report", "list"}
+    named = re.findall(r"^ppl-vae (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
+    assert set(named) == commands
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"^make (\w[\w-]*)", "\n".join(blocks("sh")), re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
