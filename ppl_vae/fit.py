@@ -20,13 +20,14 @@ from ppl_vae.data.minibatches import TrainingData
 from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.handlers import Weight
 from ppl_vae.interruption import Interruption
-from ppl_vae.loop import Loop, Stopping
+from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
 from ppl_vae.preparation import prepare, resolve_device
 from ppl_vae.progress import Progress
 from ppl_vae.randomness import fork, seed_all
 from ppl_vae.recording import Recorder, run_config
 from ppl_vae.schedules import Constant
+from ppl_vae.stopping import Stopping
 
 __all__ = ["FitResult", "fit"]
 

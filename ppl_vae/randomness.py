@@ -42,7 +42,8 @@ def restore(state: dict[str, Any]) -> None:
     keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     random.setstate(state["python"])
-    if "cuda" in state:
+    # A run that began on a GPU may go on without one.
+    if "cuda" in state and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(list(state["cuda"]))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ppl_vae.config import ConfigError, describe
 from ppl_vae.data.splits import Splits
+from ppl_vae.directory import RunDirectory
 from ppl_vae.loggers import TensorBoard
 from ppl_vae.loop import Loop
-from ppl_vae.runs import RunDirectory
 
 __all__ = ["Recorder", "run_config"]
 

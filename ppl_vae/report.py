@@ -10,6 +10,7 @@ from ppl_vae import page, plots
 from ppl_vae.data import Splits
 from ppl_vae.evaluate import (
     active_units,
+    aggregate_posterior,
     posterior_means,
     reconstruct,
     sample_prior,
@@ -56,8 +57,9 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
     kl = unit_kl(run.model, run.guide, x, seed=seed)
     units = active_units(run.guide, x, seed=seed) if len(x) > 1 else None
     means = posterior_means(run.guide, x, seed=seed)
+    aggregate = aggregate_posterior(run.guide, x, seed=seed)
     for site, z in means.items():
-        pictures += _of_site(run, x, labels, data, site, z, kl.get(site))
+        pictures += _of_site(run, x, labels, data, site, z, aggregate[site], kl.get(site))
     if units is not None:
         figure = plots.active_units(units.variance, units.threshold, kl or None)
         pictures.append(("active_units", "Active units", _UNITS, figure))
@@ -68,7 +70,7 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
     results = run.directory.results()
     return page.write(
         run.directory.report_path,
-        title=f"{_name(run, 'model')} on {data.name}",
+        title=f"{_class(run, 'model')} with {_class(run, 'guide')} on {data.name}",
         verdict=f"{run.step} steps; figures on the {results.get('split', split)} split.",
         summary=dict(results_table(results)),
         pair={name: _name(run, name) for name in ("model", "guide", "estimator", "schedule")},
@@ -105,13 +107,18 @@ _UNITS = (
     "The variance over data of each unit's posterior mean. Units above the line carry information "
     "about the data; the others are switched off (Burda et al., 2016)."
 )
-_SCATTER = (
-    "Posterior means of the data; circles are the standard normal at 1 and 2 standard deviations. "
-)
+_SCATTER = "Posterior means of the data; circles are standard deviations of the standard normal. "
 
 
 def _of_site(
-    run: Run, x: Tensor, labels: Tensor | None, data: Splits, site: str, z: Tensor, kl: Any
+    run: Run,
+    x: Tensor,
+    labels: Tensor | None,
+    data: Splits,
+    site: str,
+    z: Tensor,
+    aggregate: tuple[Tensor, Tensor],
+    kl: Any,
 ) -> list[tuple]:
     """A site's scatter, and its traversals."""
     points, names, how = _two_dimensions(z, site)
@@ -119,17 +126,19 @@ def _of_site(
     label = data.label_names[0] if labels is not None and data.label_names else ""
     scatter = plots.latent_scatter(points, color, names=names, label_name=label)
     units = z.var(0).argsort(descending=True)[:_NUM_ROWS].tolist() if len(z) > 1 else [0]
-    values = torch.linspace(-3, 3, 9).tolist()
-    grid = traverse(run.model, run.guide, x[:1], site, units, values)
+    steps = torch.linspace(-3, 3, 9)
+    mean, deviation = (moment[units, None] for moment in aggregate)
+    grid = traverse(run.model, run.guide, x[:1], site, units, mean + deviation * steps.to(mean))
     unit_kl = None if kl is None else kl[units]
-    figure = plots.traversals(grid, units, values, kl=unit_kl, site=site)
+    figure = plots.traversals(grid, units, steps.tolist(), kl=unit_kl, site=site)
     return [
         (f"latents_{site}", f"Latent space of {site}", _SCATTER + how, scatter),
         (
             f"traversals_{site}",
             f"Traversals of {site}",
-            "One unit a row, moved from -3 to 3 while the others stay at the posterior mean of one "
-            "datum; units in order of their variance over data.",
+            "One unit a row, moved by -3 to 3 standard deviations of the aggregate posterior from "
+            "its mean, while the others stay at the posterior mean of one datum; units in order "
+            "of their variance over data.",
             figure,
         ),
     ]
@@ -164,8 +173,13 @@ def _name(run: Run, key: str) -> str:
     entry = run.config.get(key)
     if not isinstance(entry, Mapping):
         return "a function given in Python" if entry is None else str(entry)
-    arguments = ", ".join(f"{k}={_short(v)}" for k, v in (entry.get("init_args") or {}).items())
+    given = {k: v for k, v in (entry.get("init_args") or {}).items() if v is not None}
+    arguments = ", ".join(f"{name}={_short(value)}" for name, value in given.items())
     return f"{entry['class_path'].rpartition('.')[2]}({arguments})"
+
+
+def _class(run: Run, key: str) -> str:
+    return _name(run, key).partition("(")[0]
 
 
 def _short(value: Any) -> str:

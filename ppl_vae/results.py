@@ -107,10 +107,10 @@ def _choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor
     generator = torch.Generator().manual_seed(seed)
     if split == "train" and data.binarize == "dynamic":
         x = torch.bernoulli(x, generator=generator)
-    if num_data is None:
-        return x
-    if not 1 <= num_data <= len(x):
+    if num_data is not None and not 1 <= num_data <= len(x):
         raise ValueError(f"num_data is {num_data}; accepted are 1 to {len(x)}, the size of {split}")
+    if num_data in (None, len(x)):
+        return x
     # Drawn, not the first ones: a split may be sorted by label.
     return x[torch.randperm(len(x), generator=generator)[:num_data]]
 

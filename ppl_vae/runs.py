@@ -1,135 +1,21 @@
-"""A run directory: written by `fit`, read by `load_run`.
-
-config.yaml      the whole run
-metrics.jsonl    one line a log line or validation, nats per datum
-checkpoint/      where training stands: what `--resume` goes on from
-best/            model and guide with the best validation elbo
-results.json     what `evaluate` found
-figures/*.png, report.html
-"""
+"""A run, loaded: executes nothing that it brings along."""
 
 import inspect
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
 
-from ppl_vae.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.config import ConfigError, instantiate
 from ppl_vae.data import Splits, load
+from ppl_vae.directory import RunDirectory, Which
 from ppl_vae.models.base import Model
+from ppl_vae.preparation import resolve_device
 
-__all__ = ["Run", "RunDirectory", "load_run"]
-
-Which = Literal["last", "best"]
-
-
-class RunDirectory:
-    """The files of one run.
-
-    Args:
-        path: The directory; made by `create`.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config_path = self.path / "config.yaml"
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.results_path = self.path / "results.json"
-        self.report_path = self.path / "report.html"
-        self.figures = self.path / "figures"
-
-    @property
-    def exists(self) -> bool:
-        """Whether a run was started here."""
-        return self.config_path.is_file()
-
-    def create(self) -> None:
-        """Makes the directory.
-
-        Raises:
-            ValueError: It cannot be made or written to.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.path, os.W_OK):
-                raise PermissionError("it is read-only")
-        except OSError as error:
-            raise ValueError(
-                f"out is {self.path}, which cannot be written to ({error.strerror or error}); "
-                "accepted is a folder that can be made or written to"
-            ) from None
-
-    def config(self) -> dict[str, Any]:
-        """What `config.yaml` holds.
-
-        Raises:
-            ConfigError: There is none, or it is no YAML mapping.
-        """
-        if not self.exists:
-            raise ConfigError(
-                f"{self.path} is no run: it has no config.yaml. Accepted is a folder that "
-                "`ppl-vae train --out` or `fit(out=...)` wrote"
-            )
-        try:
-            config = yaml.safe_load(self.config_path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{self.config_path} is no YAML: {reason}") from None
-        if not isinstance(config, dict):
-            raise ConfigError(f"{self.config_path} holds no mapping of options to values")
-        return config
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        """Writes `config.yaml`."""
-        _replace(self.config_path, yaml.safe_dump(dict(config), sort_keys=False))
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
-        if not self.metrics_path.is_file():
-            return []
-        lines = []
-        for line in self.metrics_path.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except ValueError:
-                break
-        return lines
-
-    def keep_metrics(self, count: int) -> list[dict[str, Any]]:
-        """Drops all but the first `count` lines, those written after the last checkpoint."""
-        lines = self.metrics()[:count]
-        _replace(self.metrics_path, "".join(_line(line) for line in lines))
-        return lines
-
-    def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to `metrics.jsonl`."""
-        with open(self.metrics_path, "a") as file:
-            file.write(_line(line))
-
-    def save(self, tree: dict[str, Any], which: Which = "last") -> None:
-        """Writes a checkpoint; see `ppl_vae.checkpoint`."""
-        save_checkpoint(self._folder(which), tree)
-
-    def load(self, which: Which = "last") -> dict[str, Any] | None:
-        """Reads a checkpoint; none if none was written."""
-        return load_checkpoint(self._folder(which))
-
-    def results(self) -> dict[str, Any]:
-        """What `results.json` holds; empty if there is none."""
-        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else {}
-
-    def write_results(self, results: Mapping[str, Any]) -> None:
-        """Writes `results.json`."""
-        _replace(self.results_path, json.dumps(results, indent=2) + "\n")
-
-    def _folder(self, which: Which) -> Path:
-        return self.path / {"last": "checkpoint", "best": "best"}[which]
+__all__ = ["Run", "load_run"]
 
 
 @dataclass(frozen=True)
@@ -196,6 +82,7 @@ def load_run(
     model: Callable | None = None,
     guide: Callable | None = None,
     checkpoint: Which | None = None,
+    device: str | torch.device = "cpu",
 ) -> Run:
     """Loads a run.
 
@@ -209,9 +96,10 @@ def load_run(
         model: In place of the model that the config names; needed where that is a plain function.
         guide: Likewise for the guide.
         checkpoint: `"last"` or `"best"`; best for a run with early stopping, else last.
+        device: Where modules go: `"auto"`, `"cpu"`, `"cuda"`, ...
 
     Returns:
-        The run, on the CPU, modules in evaluation mode.
+        The run, modules in evaluation mode.
 
     Raises:
         ConfigError: No run, a broken config, or a class that is not allowed.
@@ -228,17 +116,18 @@ def load_run(
             f"the run in {directory.path} has no checkpoint '{which}' yet; train it further"
             + (", or load the last one" if which == "best" else "")
         )
-    example = torch.zeros(2, *tree["data"]["shape"], dtype=_dtype(tree["data"]["dtype"]))
+    place, dtype = resolve_device(device), _dtype(tree["data"]["dtype"])
+    example = torch.zeros(2, *tree["data"]["shape"], dtype=dtype, device=place)
     built = factories[0](tree["data"]["shape"]) if model is None else model
     if isinstance(built, torch.nn.Module):
-        built = built.to(example.dtype)
+        built = built.to(example)
     paired = factories[1](built) if guide is None else guide
     if hasattr(paired, "setup"):
         paired.setup(example)
     for name, program in (("model", built), ("guide", paired)):
         if isinstance(program, torch.nn.Module):
             restore(program, tree[name], name)
-            program.eval()
+            program.to(place).eval()
     return Run(directory, config, built, paired, tree["progress"]["step"], example[:1])
 
 
@@ -283,17 +172,3 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"the checkpoint's floating type is {name!r}, which torch has not")
     return dtype
-
-
-def _line(metrics: Mapping[str, Any]) -> str:
-    return json.dumps(metrics) + "\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -102,7 +102,7 @@ def train(
             checkpoint_every=checkpoint_every, tensorboard=tensorboard,
             config={"data": data, "root": root, "binarize": binarize},
         )  # fmt: skip
-        run = load_run(path, allow, model=built.cpu(), guide=paired.cpu())
+        run = load_run(path, allow, model=built, guide=paired, device=device)
         split = next(name for name in ("test", "valid", "train") if len(getattr(splits, name)))
         size = min(_NUM_DATA, len(getattr(splits, split)))
         evaluate_run(run, splits, split=split, num_particles=_NUM_PARTICLES, num_data=size)

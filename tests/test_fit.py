@@ -4,22 +4,24 @@ import json
 import math
 from functools import partial
 
-import ppl_vae
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.utils.data import DataLoader, TensorDataset
+
+import ppl_vae
+import ppl_vae.directory
 from ppl_vae import NonFiniteError, fit
 from ppl_vae.data import Splits
 from ppl_vae.estimators import Trace_ELBO, TraceCapacity_ELBO
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
 from ppl_vae.models import VAE, Gaussian, HierarchicalVAE, LinearGaussian
 from ppl_vae.schedules import Constant, Linear, PerSite
-from pyro.nn import PyroModule
-from torch import nn
-from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, TensorDataset
 
 
 def binary(num: int = 64, size: int = 12) -> torch.Tensor:
@@ -231,8 +233,15 @@ def test_learning_rate_schedules_step_each_step_and_by_validation():
     result = fit(*pair(), x, num_steps=5, log_every=1,
                  lr_schedule=partial(StepLR, step_size=2, gamma=0.5))  # fmt: skip
     assert [v["learning_rate"][0] for v in result.metrics] == [1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4]
-    result = fit(*pair(), Splits(x, valid=x[:4]), num_steps=8, log_every=1, eval_every=2,
-                 optimizer=partial(SGD, lr=0.0), lr_schedule=partial(ReduceLROnPlateau, patience=0))
+    result = fit(
+        *pair(),
+        Splits(x, valid=x[:4]),
+        num_steps=8,
+        log_every=1,
+        eval_every=2,
+        optimizer=partial(SGD, lr=0.0),
+        lr_schedule=partial(ReduceLROnPlateau, patience=0),
+    )
     # Validations see the same noise: without movement no validation is better than the first.
     assert lines(result, "valid")[0]["elbo"] == lines(result, "valid")[-1]["elbo"]
 
@@ -298,7 +307,7 @@ def test_nan_names_step_site_and_parameter_and_keeps_the_last_checkpoint(tmp_pat
         fit(model, guide, binary(), num_steps=500, out=out, checkpoint_every=1,
             optimizer=partial(SGD, lr=1e3))  # fmt: skip
     step = int(str(error.value).split("step ")[1].split(":")[0])
-    state = ppl_vae.runs.RunDirectory(out).load()
+    state = ppl_vae.directory.RunDirectory(out).load()
     assert state["progress"]["step"] == step
     assert all(v.isfinite().all() for v in state["model"].values())
     assert all(p.isfinite().all() for p in (*model.parameters(), *guide.parameters()))

@@ -9,17 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import ppl_vae
 import pytest
 import torch
-from ppl_vae import CheckpointError, fit, load_run
-from ppl_vae.data import Splits
-from ppl_vae.guides import MeanFieldGuide
-from ppl_vae.models import VAE
-from ppl_vae.runs import RunDirectory
-from ppl_vae.schedules import Linear
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader, TensorDataset
+
+import ppl_vae
+from ppl_vae import CheckpointError, fit, load_run
+from ppl_vae.data import Splits
+from ppl_vae.directory import RunDirectory
+from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.models import VAE
+from ppl_vae.schedules import Linear
 
 LR_SCHEDULE = partial(OneCycleLR, max_lr=1e-2, total_steps=400)
 

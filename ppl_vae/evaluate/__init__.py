@@ -1,14 +1,12 @@
 """Evaluation: figures with their standard errors, and what the latents do."""
 
+from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
     active_units,
-    decode,
+    aggregate_posterior,
     posterior_means,
-    reconstruct,
-    sample_prior,
-    traverse,
     unit_kl,
 )
 from ppl_vae.evaluate.likelihood import log_marginal
@@ -19,6 +17,7 @@ __all__ = [
     "Estimate",
     "Terms",
     "active_units",
+    "aggregate_posterior",
     "average_terms",
     "decode",
     "elbo_terms",

@@ -1,0 +1,141 @@
+"""A run directory: its files, and how they are written.
+
+config.yaml      the whole run
+metrics.jsonl    one line a log line or validation, nats per datum
+checkpoint/      where training stands: what `--resume` goes on from
+best/            model and guide with the best validation elbo
+results.json     what `evaluate` found
+figures/*.png, report.html
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ppl_vae.checkpoint import load_checkpoint, save_checkpoint
+from ppl_vae.config import ConfigError
+
+__all__ = ["RunDirectory", "Which"]
+
+Which = Literal["last", "best"]
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Args:
+        path: The directory; made by `create`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.yaml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.results_path = self.path / "results.json"
+        self.report_path = self.path / "report.html"
+        self.figures = self.path / "figures"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return self.config_path.is_file()
+
+    def create(self) -> None:
+        """Makes the directory.
+
+        Raises:
+            ValueError: It cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path, os.W_OK):
+                raise PermissionError("it is read-only")
+        except OSError as error:
+            raise ValueError(
+                f"out is {self.path}, which cannot be written to ({error.strerror or error}); "
+                "accepted is a folder that can be made or written to"
+            ) from None
+
+    def config(self) -> dict[str, Any]:
+        """What `config.yaml` holds.
+
+        Raises:
+            ConfigError: There is none, or it is no YAML mapping.
+        """
+        if not self.exists:
+            raise ConfigError(
+                f"{self.path} is no run: it has no config.yaml. Accepted is a folder that "
+                "`ppl-vae train --out` or `fit(out=...)` wrote"
+            )
+        try:
+            config = yaml.safe_load(self.config_path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"{self.config_path} is no YAML: {reason}") from None
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.config_path} holds no mapping of options to values")
+        return config
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Writes `config.yaml`."""
+        _replace(self.config_path, yaml.safe_dump(dict(config), sort_keys=False))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        if not self.metrics_path.is_file():
+            return []
+        lines = []
+        for line in self.metrics_path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+    def keep_metrics(self, count: int) -> list[dict[str, Any]]:
+        """Drops all but the first `count` lines, those written after the last checkpoint."""
+        lines = self.metrics()[:count]
+        _replace(self.metrics_path, "".join(_line(line) for line in lines))
+        return lines
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to `metrics.jsonl`."""
+        with open(self.metrics_path, "a") as file:
+            file.write(_line(line))
+
+    def save(self, tree: dict[str, Any], which: Which = "last") -> None:
+        """Writes a checkpoint; see `ppl_vae.checkpoint`."""
+        save_checkpoint(self._folder(which), tree)
+
+    def load(self, which: Which = "last") -> dict[str, Any] | None:
+        """Reads a checkpoint; none if none was written."""
+        return load_checkpoint(self._folder(which))
+
+    def results(self) -> dict[str, Any]:
+        """What `results.json` holds; empty if there is none."""
+        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else {}
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Writes `results.json`."""
+        _replace(self.results_path, json.dumps(results, indent=2) + "\n")
+
+    def _folder(self, which: Which) -> Path:
+        return self.path / {"last": "checkpoint", "best": "best"}[which]
+
+
+def _line(metrics: Mapping[str, Any]) -> str:
+    return json.dumps(metrics) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -1,0 +1,171 @@
+"""From names to a finished run: the files, the figures in them, and the page."""
+
+import json
+import os
+from functools import partial
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import ppl_vae
+from ppl_vae.directory import RunDirectory
+from ppl_vae.evaluate import Estimate
+from ppl_vae.guides import DeltaGuide, MeanFieldGuide
+from ppl_vae.models import VAE, HierarchicalVAE
+from ppl_vae.report import sample_run, write_report
+from ppl_vae.results import evaluate_run, notes, results_table
+from ppl_vae.runs import load_run
+from ppl_vae.schedules import Constant, Linear
+from ppl_vae.training import train
+
+SMALL = {"hidden": (16,)}
+MODEL = partial(VAE, latent_dim=3, **SMALL)
+GUIDE = partial(MeanFieldGuide, **SMALL)
+
+
+@pytest.fixture(autouse=True)
+def single_precision():
+    # `load` gives float32, as the networks of a user are.
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def run_path(tmp_path_factory):
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    path = tmp_path_factory.mktemp("runs") / "a"
+    train(model=MODEL, guide=GUIDE, num_steps=60, eval_every=30, log_every=20, out=str(path))
+    torch.set_default_dtype(default)
+    return path
+
+
+def test_a_run_leaves_all_that_is_promised(run_path):
+    files = {str(p.relative_to(run_path)) for p in run_path.rglob("*") if p.is_file()}
+    promised = {
+        "config.yaml", "metrics.jsonl", "results.json", "report.html",
+        "checkpoint/model.safetensors", "checkpoint/guide.safetensors",
+        "checkpoint/optimizer.safetensors", "checkpoint/random.safetensors",
+        "checkpoint/state.json", "best/model.safetensors", "best/guide.safetensors",
+        "best/state.json",
+        *(f"figures/{name}.png" for name in (
+            "learning_curves", "reconstructions", "samples", "latents_z", "traversals_z",
+            "active_units")),
+    }  # fmt: skip
+    assert promised == {file for file in files if not file.startswith("tensorboard/")}
+    assert any(file.startswith("tensorboard/") for file in files)
+
+
+def test_the_page_needs_nothing_but_itself(run_path):
+    html = (run_path / "report.html").read_text()
+    assert "VAE with MeanFieldGuide on digits" in html
+    assert html.count("data:image/png;base64,") == 6
+    assert "improper" in html
+
+    class Links(HTMLParser):
+        found: list = []
+
+        def handle_starttag(self, tag, attributes):
+            self.found += [v for k, v in attributes if k in ("src", "href") and v]
+
+    parser = Links()
+    parser.feed(html)
+    assert all(link.startswith(("data:", "#")) for link in parser.found)
+
+
+def test_the_results_are_those_of_the_library(run_path):
+    results = json.loads((run_path / "results.json").read_text())
+    run = load_run(run_path)
+    x = run.data().test
+    assert (results["split"], results["num_data"], results["step"]) == ("test", 250, 60)
+    estimate = ppl_vae.evaluate.log_marginal(run.model, run.guide, x, num_particles=100, seed=0)
+    assert results["log_marginal"]["value"] == pytest.approx(estimate.mean().value, rel=1e-6)
+    parts = results["reconstruction"]["value"] - results["kl"]["z"]["value"]
+    assert results["elbo"]["value"] == pytest.approx(parts, rel=1e-6)
+    assert results["elbo"]["value"] < results["log_marginal"]["value"]
+    assert not results["is_proper"]
+    assert "improper" in notes(results)[0]
+    names = [name for name, _ in results_table(results)]
+    assert names == ["elbo", "reconstruction", "KL of z", "log p(x), 100 particles",
+                     "active units of z"]  # fmt: skip
+
+
+def test_an_evaluation_of_a_part_is_drawn_at_random_and_says_so(run_path):
+    run = load_run(run_path)
+    data = run.data()
+    results = evaluate_run(run, data, num_data=40, num_particles=10, split="valid")
+    assert (results["num_data"], results["split"]) == (40, "valid")
+    again = evaluate_run(run, data, num_data=40, num_particles=10, split="valid")
+    other = evaluate_run(run, data, num_data=40, num_particles=10, split="valid", seed=1)
+    assert results == again
+    assert results["elbo"]["value"] != other["elbo"]["value"]
+
+
+def test_samples_are_data_of_the_model(run_path):
+    run = load_run(run_path)
+    drawn, means = sample_run(run, num=5), sample_run(run, num=5, mean=True)
+    assert drawn.shape == means.shape == (5, 1, 8, 8)
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    assert 0 < means.min() < means.max() < 1
+    assert torch.equal(drawn, sample_run(run, num=5))
+    assert not torch.equal(drawn, sample_run(run, num=5, seed=1))
+
+
+def test_the_report_can_be_redrawn_to_the_byte(run_path):
+    run = load_run(run_path)
+    figures = {p: p.read_bytes() for p in (run_path / "figures").iterdir()}
+    write_report(run, run.data())
+    assert figures == {p: p.read_bytes() for p in (run_path / "figures").iterdir()}
+
+
+def test_a_second_run_of_the_same_arguments_is_the_same(run_path, tmp_path):
+    again = tmp_path / "again"
+    train(model=MODEL, guide=GUIDE, num_steps=60, eval_every=30, log_every=20, out=str(again))
+    for name in ("model", "guide", "optimizer"):
+        file = f"checkpoint/{name}.safetensors"
+        assert (run_path / file).read_bytes() == (again / file).read_bytes()
+
+
+def test_a_deterministic_autoencoder_reports_no_bound(tmp_path):
+    path = tmp_path / "ae"
+    guide = partial(DeltaGuide, **SMALL)
+    train(model=MODEL, guide=guide, schedule=Constant(0.0), num_steps=20, out=str(path))
+    results = json.loads((path / "results.json").read_text())
+    assert {"elbo", "kl", "log_marginal"}.isdisjoint(results)
+    assert set(results["log_prior"]) == {"z"}
+    assert any("point mass" in note for note in notes(results))
+    assert (path / "report.html").is_file()
+
+
+def test_two_levels_have_pictures_of_each(tmp_path):
+    path = tmp_path / "two"
+    model = partial(HierarchicalVAE, latent_dims=(3, 2), latent_hidden=(8,), **SMALL)
+    train(model=model, guide=GUIDE, num_steps=20, binarize="dynamic", out=str(path))
+    names = {p.name for p in (path / "figures").iterdir()}
+    assert {"latents_z1.png", "latents_z2.png", "traversals_z1.png", "traversals_z2.png"} <= names
+    assert json.loads((path / "results.json").read_text())["is_proper"]
+
+
+@pytest.mark.slow
+def test_two_levels_with_warm_up_keep_both_kls_above_zero(tmp_path):
+    data = "mnist" if os.environ.get("PPL_VAE_DATA") else "digits"
+    epochs = 3 if data == "mnist" else 60
+    splits = ppl_vae.data.load(data, binarize="dynamic")
+    model = HierarchicalVAE(splits.data_shape, latent_dims=(20, 10), hidden=(200,))
+    guide = MeanFieldGuide(model, hidden=(200,))
+    epoch = len(splits.train) // 128
+    result = ppl_vae.fit(
+        model, guide, splits, num_steps=epochs * epoch, eval_every=epoch,
+        schedule=Linear(2 * epoch), out=tmp_path / "run", tensorboard=False,
+    )  # fmt: skip
+    kls = [line["kl"] for line in result.metrics if line["split"] == "valid"]
+    print(data, kls)
+    assert len(kls) == epochs
+    assert all(kl["z1"] > 1.0 and kl["z2"] > 0.1 for kl in kls)
+    assert RunDirectory(tmp_path / "run").load()["progress"]["step"] == epochs * epoch
+
+
+def test_an_estimate_prints_two_digits_of_its_error():
+    assert str(Estimate(-104.2345, 0.3456)) == "-104.23 ± 0.35"
+    assert str(Estimate(1234.5, 12.0)) == "1234 ± 12"
+    assert str(Estimate(0.012345, 0.00123)) == "0.0123 ± 0.0012"
