@@ -60,7 +60,8 @@ class _Ramp(Schedule):
     def __call__(self, step: int) -> float:
         """The weight at `step`."""
         fraction = self._shape(min(step / self.num_steps, 1.0))
-        return self.start + (self.end - self.start) * fraction
+        # Not start + (end - start) * fraction, which may miss the end by a rounding.
+        return (1 - fraction) * self.start + fraction * self.end
 
     @abstractmethod
     def _shape(self, fraction: float) -> float:
@@ -159,7 +160,8 @@ class Cyclical(Schedule):
         if step >= self.num_steps:
             return self.end
         phase = math.fmod(step * self.num_cycles / self.num_steps, 1.0)
-        return self.start + (self.end - self.start) * min(phase / self.ratio, 1.0)
+        fraction = min(phase / self.ratio, 1.0)
+        return (1 - fraction) * self.start + fraction * self.end
 
 
 @dataclass(frozen=True)
