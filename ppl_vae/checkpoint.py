@@ -39,13 +39,18 @@ def save_checkpoint(folder: Path, tree: dict[str, Any]) -> None:
         TypeError: The tree holds something that is neither tensor, number, string nor container.
         OSError: The disk is full or the folder cannot be written; the old checkpoint stays.
     """
+    if wrong := [entry for entry in tree if not isinstance(entry, str)]:
+        raise TypeError(f"a checkpoint has entries {wrong}; accepted at the top are strings")
     new, old = _beside(folder, "new"), _beside(folder, "old")
+    if not folder.exists() and (left := _left_by_a_kill(folder)) is not None:
+        # The one good checkpoint has to stand in its place before anything beside it is removed.
+        os.replace(left, folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     skeleton, sums = {}, {}
     for entry, value in tree.items():
         tensors: dict[str, Tensor] = {}
-        skeleton[entry] = _strip(value, entry, tensors)
+        skeleton[entry] = _strip(value, entry, "", tensors)
         if tensors:
             name = f"{entry}.safetensors"
             sums[name] = _write(new / name, save(tensors))
@@ -75,11 +80,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """
     if folder.exists():
         return _read(folder)
-    # A kill between the two moves of `save_checkpoint` leaves the place itself empty.
-    for candidate in (_beside(folder, "new"), _beside(folder, "old")):
-        if (candidate / _STATE).is_file():
-            return _read(candidate)
-    return None
+    left = _left_by_a_kill(folder)
+    return None if left is None else _read(left)
+
+
+def _left_by_a_kill(folder: Path) -> Path | None:
+    """The checkpoint that a kill between the two moves of `save_checkpoint` left beside it."""
+    candidates = _beside(folder, "new"), _beside(folder, "old")
+    return next((c for c in candidates if (c / _STATE).is_file()), None)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def _read(folder: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise CheckpointError(_damaged(path))
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, dict[str, Tensor]] = {}
     for name, expected in sums.items():
         path = folder / Path(name).name
         if not path.is_file():
@@ -102,30 +110,41 @@ def _read(folder: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(_damaged(path))
-        tensors.update(load(content))
-    return {entry: _fill(value, tensors) for entry, value in skeleton.items()}
+        tensors[name] = load(content)
+    return {
+        entry: _fill(value, tensors.get(f"{entry}.safetensors", {}))
+        for entry, value in skeleton.items()
+    }
 
 
-def _strip(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """The tree as JSON, its tensors moved to `tensors` under their paths."""
+def _strip(value: Any, entry: str, path: str, tensors: dict[str, Tensor]) -> Any:
+    """An entry of the tree as JSON, its tensors moved to `tensors` under their paths in it."""
+    where = _join(entry, path) if path else entry
     if isinstance(value, Tensor):
+        path = path or "tensor"
+        while path in tensors:  # The keys 1 and "1" read alike, as do "a.b" and "b" in "a".
+            path += "'"
         # A copy: safetensors refuses tensors that share memory.
         tensors[path] = value.detach().cpu().contiguous().clone()
         return {"tensor": path}
     if isinstance(value, dict):
-        items = [[key, _strip(item, f"{path}.{key}", tensors)] for key, item in value.items()]
+        items = [[key, _strip(v, entry, _join(path, key), tensors)] for key, v in value.items()]
         if any(not isinstance(key, str | int) for key in value):
-            raise TypeError(f"a checkpoint cannot hold the keys {list(value)} at '{path}'")
+            raise TypeError(f"a checkpoint cannot hold the keys {list(value)} at '{where}'")
         return {"dict": items}
     if isinstance(value, list | tuple):
         kind = "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_strip(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}
+        return {kind: [_strip(v, entry, _join(path, i), tensors) for i, v in enumerate(value)]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(
-        f"a checkpoint cannot hold {value!r} ({type(value).__name__}) at '{path}'; accepted are "
+        f"a checkpoint cannot hold {value!r} ({type(value).__name__}) at '{where}'; accepted are "
         "tensors, numbers, strings, None, and dictionaries, lists and tuples of these"
     )
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _fill(value: Any, tensors: dict[str, Tensor]) -> Any:
