@@ -1,5 +1,6 @@
 """Effect handlers in the form of `pyro.poutine`: the KL weight, on latent sites only."""
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from numbers import Real
@@ -7,7 +8,16 @@ from numbers import Real
 import torch
 from pyro.poutine.messenger import Messenger
 
-__all__ = ["ScaleLatentsMessenger", "Weight", "scale_latents", "weight_of"]
+__all__ = [
+    "ScaleLatentsMessenger",
+    "Weight",
+    "is_weighted",
+    "scale_latents",
+    "weight_of",
+    "weighted",
+]
+
+_KEY = "kl_weights"
 
 Weight = float | torch.Tensor | Mapping[str, float | torch.Tensor]
 
@@ -51,8 +61,8 @@ def scale_latents(weight: Weight) -> "ScaleLatentsMessenger":
 class ScaleLatentsMessenger(Messenger):
     """The handler behind `scale_latents`.
 
-    It leaves the weight in the site's `infer` dictionary under the key `"kl_weight"`, so that an
-    estimator can tell it from a plate's N/B and from a user's own `poutine.scale` (`weight_of`).
+    It leaves the weight in the site's `infer` dictionary, so that an estimator can tell it from a
+    plate's N/B and from a user's own `poutine.scale` (`weight_of`).
     """
 
     def __init__(self, weight: Weight) -> None:
@@ -70,13 +80,20 @@ class ScaleLatentsMessenger(Messenger):
                 return
             weight = weight[msg["name"]]
         msg["scale"] = msg["scale"] * weight
-        # A new dictionary: a user may hand the same `infer` to several sites.
-        msg["infer"] = {**msg["infer"], "kl_weight": weight * msg["infer"].get("kl_weight", 1.0)}
+        # By handler, since replaying hands the guide's `infer` to the model, this handler's weight
+        # included. And in a new dictionary: a user may hand one `infer` to several sites.
+        weights = {**msg["infer"].get(_KEY, {}), id(self): weight}
+        msg["infer"] = {**msg["infer"], _KEY: weights}
 
 
 def weight_of(site: dict) -> float | torch.Tensor:
     """The KL weight that `scale_latents` put on a trace's site; 1.0 outside of it."""
-    return site["infer"].get("kl_weight", 1.0)
+    return math.prod(site["infer"].get(_KEY, {}).values())  # type: ignore[arg-type]
+
+
+def is_weighted(site: dict) -> bool:
+    """Whether `scale_latents` reached a trace's site, whatever its weight."""
+    return _KEY in site["infer"]
 
 
 def weighted(weight: Weight) -> AbstractContextManager:

@@ -11,6 +11,7 @@ from typing import Any
 from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -68,10 +69,25 @@ def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> P
     """Runs the guide, and the model against it.
 
     Raises:
-        ValueError: The two do not sample the same sites; see `check_pair`.
+        ValueError: The two do not sample the same sites, or events of different shapes; or the
+            guide observes something.
     """
     guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    if told := [name for name, site in samples(guide_trace) if site["is_observed"]]:
+        raise ValueError(
+            f"model and guide do not fit: the guide observes {_names(told)}; a guide observes "
+            "nothing"
+        )
+    replayed = poutine.replay(model, trace=guide_trace)
+    events = _CheckEvents(guide_trace)
+    try:
+        with events:
+            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+    except ValueError:
+        # Pyro adds a page of shapes to whatever is raised in a program.
+        if events.problem is None:
+            raise
+        raise ValueError(events.problem) from None
     pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
     check_pair(pair)
     pair.model_trace.compute_log_prob()
@@ -79,17 +95,37 @@ def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> P
     return pair
 
 
+class _CheckEvents(Messenger):
+    """Compares event shapes site by site, before a network chokes on a latent of another size."""
+
+    def __init__(self, guide_trace: poutine.Trace) -> None:
+        super().__init__()
+        self._sites = dict(samples(guide_trace))
+        self.problem: str | None = None
+
+    def _pyro_sample(self, msg: dict) -> None:
+        site = self._sites.get(msg["name"])
+        if site is None or type(msg["fn"]).__name__ == "_Subsample":
+            return
+        ours, theirs = tuple(msg["fn"].event_shape), tuple(site["fn"].event_shape)
+        if ours != theirs:
+            self.problem = (
+                f"model and guide do not fit: at '{msg['name']}' the model's event has shape "
+                f"{ours}, the guide's {theirs}; check `.to_event(...)` and the sizes of both"
+            )
+            raise ValueError(self.problem)
+
+
 def check_pair(pair: Pair) -> None:
     """Checks that the guide samples what the model samples, and nothing else.
 
     Raises:
-        ValueError: A site that one of the two lacks, a site that the guide observes, or a site at
-            which the two have events of different shapes. The message names the sites.
+        ValueError: A site that one of the two lacks, or that the model observes. The message
+            names the sites.
     """
     model_sites, guide_sites = dict(samples(pair.model_trace)), dict(samples(pair.guide_trace))
     observed = {name for name, site in model_sites.items() if site["is_observed"]}
     latent = model_sites.keys() - observed
-    told = [name for name, site in guide_sites.items() if site["is_observed"]]
     problems = []
     if missing := [name for name in model_sites if name in latent - guide_sites.keys()]:
         problems.append(f"the model samples {_names(missing)} which the guide does not")
@@ -97,18 +133,8 @@ def check_pair(pair: Pair) -> None:
         problems.append(f"the guide samples {_names(extra)} which the model does not")
     if both := [name for name in guide_sites if name in observed]:
         problems.append(f"the guide samples {_names(both)} which the model observes")
-    if told:
-        problems.append(f"the guide observes {_names(told)}; a guide observes nothing")
     if problems:
         raise ValueError("model and guide do not fit: " + "; ".join(problems))
-    for name in guide_sites:
-        ours, theirs = model_sites[name]["fn"], guide_sites[name]["fn"]
-        if ours.event_shape != theirs.event_shape:
-            raise ValueError(
-                f"model and guide do not fit: at '{name}' the model's event has shape "
-                f"{tuple(ours.event_shape)}, the guide's {tuple(theirs.event_shape)}; check "
-                "`.to_event(...)` and the sizes of both"
-            )
 
 
 def plate_scale(site: Site) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.kl import site_kl
 from ppl_vae.estimators.pair import Pair
+from ppl_vae.handlers import is_weighted
 from ppl_vae.schedules import Linear, Schedule
 
 __all__ = ["TraceCapacity_ELBO"]
@@ -85,7 +86,7 @@ class TraceCapacity_ELBO(Estimator):  # noqa: N801 (Pyro's style)
 
     def _check(self, pair: Pair) -> None:
         for name, _, site in pair.latents:
-            if "kl_weight" in site["infer"]:
+            if is_weighted(site):
                 raise ValueError(
                     "TraceCapacity_ELBO holds the KL at a capacity and takes no KL weight; use the "
                     "schedule Constant(1.0), and let `capacity` do the annealing"
