@@ -128,8 +128,8 @@ class _FromLoader(Minibatches):
     def next(self) -> tuple[Any, ...]:
         for _ in range(2):
             if self._batches is None:
-                self._batches = self._open()
-            batch = next(self._batches, None)
+                self._open()
+            batch = self._draw(self.position)
             if batch is not None:
                 self.position += 1
                 return _as_tuple(batch)
@@ -140,16 +140,22 @@ class _FromLoader(Minibatches):
             "the DataLoader gave no batch in its second pass; it cannot be iterated anew"
         )
 
-    def _open(self) -> Iterator:
-        # torch's samplers take their seed from the global stream at the first batch.
+    def _open(self) -> None:
+        """Starts the epoch, and reads forward to where the stream stands in it."""
+        sampler = getattr(self._loader, "sampler", None)
+        for generator in (self._loader.generator, getattr(sampler, "generator", None)):
+            if generator is not None:
+                generator.manual_seed(_mix(self._seed, self.epoch))
         with fork(seed=_mix(self._seed, self.epoch)):
-            batches = iter(self._loader)
-            for _ in range(self.position):
-                next(batches, None)
-            first = next(batches, None)
-        if first is not None:
-            yield first
-        yield from batches
+            self._batches = iter(self._loader)
+        for position in range(self.position):
+            self._draw(position)
+
+    def _draw(self, position: int) -> Any:
+        # A stream for each batch: the samplers take their seed from the global one at the first,
+        # and a dataset may augment. What is read over then draws as it did the first time.
+        with fork(seed=_mix(self._seed, self.epoch, position)):
+            return next(self._batches, None)  # type: ignore[arg-type]
 
 
 def minibatches(data: TrainingData, batch_size: int | None, seed: int) -> Minibatches:
@@ -199,6 +205,6 @@ def _as_tuple(batch: Any) -> tuple[Any, ...]:
     return tuple(batch) if isinstance(batch, list | tuple) else (batch,)
 
 
-def _mix(seed: int, epoch: int) -> int:
-    """One seed of two numbers, without the collisions of a sum."""
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+def _mix(*numbers: int) -> int:
+    """One seed of several numbers, without the collisions of a sum."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
