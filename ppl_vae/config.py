@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.configurable import Configurable
 
@@ -39,6 +39,11 @@ def describe(value: Any, *, omit: Sequence[str] = ()) -> Any:
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
+    if isinstance(value, nn.Parameter):
+        raise ConfigError(
+            f"a parameter of shape {tuple(value.shape)} cannot be written into a config, from "
+            "which it would come back as a constant"
+        )
     if isinstance(value, Tensor):
         if value.numel() > _MAX_ELEMENTS:
             raise ConfigError(
@@ -167,7 +172,12 @@ def _is_factory(cls: type, name: str, item: Any) -> bool:
 
 
 def _entry(cls: type, arguments: dict[str, Any], omit: Sequence[str]) -> dict[str, Any]:
-    described = {name: describe(item) for name, item in arguments.items() if name not in omit}
+    described = {
+        # A network given as an instance is made anew from the data's shape, as a class would be.
+        name: describe(item, omit=("data_shape",) if isinstance(item, nn.Module) else ())
+        for name, item in arguments.items()
+        if name not in omit
+    }
     entry: dict[str, Any] = {"class_path": public_path(cls)}
     return {**entry, "init_args": described} if described else entry
 

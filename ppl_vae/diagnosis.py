@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
 from ppl_vae.estimators.pair import Site, samples, trace_pair
 from ppl_vae.handlers import Weight, weighted
+from ppl_vae.randomness import validation
 
 __all__ = ["NonFiniteError", "diagnose"]
 
@@ -43,13 +43,8 @@ def diagnose(
     for name, value in parameters.items():
         if not value.isfinite().all():
             return f"the parameter '{name}', which holds {_what(value)}"
-    was_validating = pyro.settings.get("validate_distributions_pyro")
-    pyro.enable_validation(False)
-    try:
-        with torch.no_grad(), weighted(weight):
-            pair = trace_pair(model, guide, args, {})
-    finally:
-        pyro.enable_validation(was_validating)
+    with validation(False), torch.no_grad(), weighted(weight):
+        pair = trace_pair(model, guide, args, {})
     for program, trace in (("guide", pair.guide_trace), ("model", pair.model_trace)):
         for name, site in samples(trace):
             if (found := _bad_in_site(site)) is not None:

@@ -24,7 +24,7 @@ from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
 from ppl_vae.preparation import prepare, resolve_device
 from ppl_vae.progress import Progress
-from ppl_vae.randomness import fork, seed_all
+from ppl_vae.randomness import fork, seed_all, validation
 from ppl_vae.recording import Recorder, run_config
 from ppl_vae.schedules import Constant
 from ppl_vae.stopping import Stopping
@@ -225,7 +225,7 @@ def fit(
 @contextmanager
 def _own_globals() -> Iterator[Any]:
     """A parameter store of the fit's own; random state and validation as outside, afterwards."""
-    with fork(), pyro.get_param_store().scope() as store, pyro.validation_enabled(False):
+    with fork(), pyro.get_param_store().scope() as store, validation(False):
         yield store
 
 

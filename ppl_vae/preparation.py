@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from ppl_vae.data.minibatches import Minibatches, TrainingData, minibatches
 from ppl_vae.data.splits import Splits
 from ppl_vae.estimators.pair import trace_pair
-from ppl_vae.randomness import fork
+from ppl_vae.randomness import fork, validation
 
 __all__ = ["Prepared", "prepare", "resolve_device"]
 
@@ -97,7 +96,7 @@ def prepare(
         if isinstance(guide, nn.Module):
             guide.to(device)
     # With Pyro's checks on for this once, whatever they are set to outside.
-    with fork(), torch.no_grad(), poutine.block(), pyro.validation_enabled(True):
+    with fork(), torch.no_grad(), poutine.block(), validation(True):
         pair = trace_pair(model, guide, first, {})
         plate = pair.data_plate
     return Prepared(

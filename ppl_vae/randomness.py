@@ -2,14 +2,14 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
 
-__all__ = ["fork", "restore", "seed_all", "snapshot", "untouched"]
+__all__ = ["fork", "restore", "seed_all", "snapshot", "untouched", "validation"]
 
 
 def seed_all(seed: int) -> None:
@@ -73,3 +73,13 @@ def untouched(seed: int | None = None) -> Iterator[None]:
     store = pyro.get_param_store()
     with fork(seed), store.scope(store.get_state()):
         yield
+
+
+def validation(on: bool) -> AbstractContextManager:
+    """Pyro's and torch's checks of distributions and programs, on or off for a while."""
+    return pyro.settings.context(
+        validate_distributions_pyro=on,
+        validate_distributions_torch=on,
+        validate_infer=on,
+        validate_poutine=on,
+    )

@@ -79,8 +79,11 @@ class AmortizedGuide(Guide):
         encoder = self._make_encoder(x.shape[1:])
         like = _like(self.model, x)
         encoder = encoder.to(like)
+        # In evaluation mode: one datum has no batch statistics, and none are to be kept of it.
+        was_training = encoder.training
         with fork(), torch.no_grad(), poutine.block():
-            features = encoder(like[:1])
+            features = encoder.eval()(like[:1])
+        encoder.train(was_training)
         if features.dim() != 2 or features.shape[0] != 1:
             raise ValueError(
                 f"{type(self).__name__}: the encoder turns {list(like[:1].shape)} into "
@@ -119,9 +122,10 @@ class AmortizedGuide(Guide):
                 "them from. Call guide.setup(x) with a batch first (fit does)"
             )
         plates = self._open_plates(x)
-        with plates[self._data_plate.name] as index:
-            if len(index) != len(x):
-                x = x[index]
+        if self._data_plate.name in plates:
+            with plates[self._data_plate.name] as index:
+                if len(index) != len(x):
+                    x = x[index]
         features = self.encoder(x)  # [B, F]
         heads = self.heads
         values = {}
