@@ -90,7 +90,9 @@ def shrink(ink: torch.Tensor) -> torch.Tensor:
     Returns:
         float32 `[C, ..., 28, 28]` in [0, 1], the share of ink.
     """
-    i, j = torch.arange(28.0)[:, None], torch.arange(105.0)
+    # Explicitly, for the default floating type is the caller's to choose.
+    i, j = (torch.arange(n, dtype=torch.float32) for n in (28, 105))
+    i = i[:, None]
     ends = torch.minimum(3.75 * (i + 1), j + 1)
     weight = (ends - torch.maximum(3.75 * i, j)).clamp(min=0) / 3.75  # [28, 105]
     # In chunks, because all drawings as floats would take a gigabyte.

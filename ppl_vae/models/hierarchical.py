@@ -41,8 +41,8 @@ class HierarchicalVAE(ObservationModel):
 
     Example:
         >>> model = HierarchicalVAE((784,), latent_dims=(20, 10))
-        >>> list(poutine.trace(model).get_trace(torch.zeros(5, 784)).nodes)[1:]
-        ['data', 'z2', 'z1', 'x', '_RETURN']
+        >>> poutine.trace(model).get_trace(torch.zeros(5, 784)).stochastic_nodes
+        ['data', 'z2', 'z1']
     """
 
     def __init__(
