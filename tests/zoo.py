@@ -1,0 +1,83 @@
+"""Every public model, guide, estimator and schedule, built small. A new one is one line here."""
+
+import inspect
+from functools import partial
+
+import torch
+
+from ppl_vae import estimators, guides, models, schedules
+
+IMAGE = (1, 6, 6)
+
+_conv_decoder = partial(models.ConvDecoder, channels=(3, 2), features=5)
+_W1 = [[1.0, -0.5], [0.3, 0.8], [0.0, 1.2]]
+_W2 = [[0.7], [-0.4]]
+
+
+def _conv_encoder(model):
+    """Convolutions where the data are images."""
+    if len(model.data_shape) < 3:
+        return partial(models.DenseEncoder, hidden=(5,))
+    return partial(models.ConvEncoder, channels=(2, 3), features=5)
+
+
+MODELS = {
+    "VAE": lambda: models.VAE(IMAGE, latent_dim=3, hidden=(5,)),
+    "VAE-linear": lambda: models.VAE((4,), latent_dim=1, hidden=()),
+    "VAE-conv": lambda: models.VAE(IMAGE, latent_dim=3, decoder=_conv_decoder),
+    "VAE-ContinuousBernoulli": lambda: models.VAE(
+        IMAGE, 2, (5,), activation="tanh", likelihood=models.ContinuousBernoulli()
+    ),
+    "VAE-Gaussian": lambda: models.VAE((2, 3), 2, (5,), likelihood=models.Gaussian(0.5)),
+    "VAE-Laplace": lambda: models.VAE(
+        IMAGE, 2, (5,), likelihood=models.Laplace(0.5, learn_scale=True)
+    ),
+    "HierarchicalVAE": lambda: models.HierarchicalVAE(IMAGE, (3, 2), (5,), (4,)),
+    "HierarchicalVAE-3": lambda: models.HierarchicalVAE(
+        IMAGE, (4, 3, 2), latent_hidden=(), decoder=_conv_decoder
+    ),
+    "LinearGaussian": lambda: models.LinearGaussian(_W1, [0.5, 1.0, 2.0], [0.1, 0.2, 0.3]),
+    "HierarchicalLinearGaussian": lambda: models.HierarchicalLinearGaussian((_W1, _W2), (0.6, 0.9)),
+}
+
+GUIDES = {
+    "MeanFieldGuide": lambda model: guides.MeanFieldGuide(model, hidden=(5,)),
+    "MeanFieldGuide-conv": lambda model: guides.MeanFieldGuide(model, encoder=_conv_encoder(model)),
+    "DeltaGuide": lambda model: guides.DeltaGuide(model, hidden=(5, 4), activation="tanh"),
+}
+
+ESTIMATORS = {
+    "Trace_ELBO": estimators.Trace_ELBO,
+    "TraceCapacity_ELBO": partial(
+        estimators.TraceCapacity_ELBO, gamma=3.0, capacity=schedules.Constant(0.5)
+    ),
+}
+
+SCHEDULES = {
+    "Constant": lambda: schedules.Constant(0.7),
+    "Linear": lambda: schedules.Linear(10, start=0.2, end=2.0),
+    "Cosine": lambda: schedules.Cosine(10),
+    "Sigmoid": lambda: schedules.Sigmoid(10, start=1.0, end=0.1, steepness=6.0),
+    "Cyclical": lambda: schedules.Cyclical(num_cycles=3, num_steps=12, ratio=0.5),
+    "PerSite": lambda: schedules.PerSite({"z1": schedules.Linear(4), "z2": schedules.Constant(1)}),
+}
+
+# Estimators that refuse a guide, on purpose: (estimator, guide).
+REFUSED = {("TraceCapacity_ELBO", "DeltaGuide")}
+
+
+def batch(model, num_data=5, seed=1):
+    """Data that the model takes, drawn from the unit cube; binary where it must be."""
+    shape = (num_data, *model.data_shape)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x if model.is_proper(x) else x.round()
+
+
+def concrete(package, base):
+    """The public classes of a package that can be instantiated, by name."""
+    found = {name: getattr(package, name) for name in package.__all__}
+    return {
+        name: cls
+        for name, cls in found.items()
+        if inspect.isclass(cls) and issubclass(cls, base) and not inspect.isabstract(cls)
+    }
