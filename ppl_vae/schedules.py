@@ -152,6 +152,11 @@ class Cyclical(Schedule):
     def __post_init__(self) -> None:
         _check_count(self, num_cycles=self.num_cycles, num_steps=self.num_steps)
         _check_weights(self, start=self.start, end=self.end)
+        if self.num_cycles > self.num_steps:
+            raise ValueError(
+                f"Cyclical: num_cycles is {self.num_cycles}, num_steps {self.num_steps}; accepted "
+                "are at most as many cycles as steps"
+            )
         if not 0 < self.ratio <= 1:
             raise ValueError(f"Cyclical: ratio is {self.ratio}; accepted is 0 < ratio <= 1")
 

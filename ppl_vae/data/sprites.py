@@ -14,10 +14,10 @@ __all__ = ["SPRITE_GRID", "sprites"]
 
 SPRITE_GRID = {
     "shape": torch.tensor([1.0, 2.0, 3.0]),
-    "scale": torch.linspace(0.5, 1.0, 6),
-    "orientation": torch.linspace(0.0, 2 * math.pi, 40),
-    "x": torch.linspace(0.0, 1.0, 32),
-    "y": torch.linspace(0.0, 1.0, 32),
+    "scale": torch.linspace(0.5, 1.0, 6, dtype=torch.float32),
+    "orientation": torch.linspace(0.0, 2 * math.pi, 40, dtype=torch.float32),
+    "x": torch.linspace(0.0, 1.0, 32, dtype=torch.float32),
+    "y": torch.linspace(0.0, 1.0, 32, dtype=torch.float32),
 }
 """The values of each factor, those of dSprites; 737,280 combinations. 0 and 2 pi look the same."""
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.configurable import Configurable, Program
 
-__all__ = ["Model", "check_dims", "check_shape"]
+__all__ = ["Model", "check_dims", "check_hidden", "check_shape"]
 
 
 class Model(Configurable, Program):
@@ -79,3 +79,9 @@ def check_dims(dims: Sequence[int], what: str) -> tuple[int, ...]:
     if any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims):
         raise ValueError(f"{what} is {list(dims)!r}; {accepted}")
     return tuple(dims)
+
+
+def check_hidden(widths: Sequence[int], what: str) -> tuple[int, ...]:
+    """`check_dims`, but none at all is accepted: a network without hidden layers."""
+    is_empty = isinstance(widths, Sequence) and len(widths) == 0
+    return () if is_empty else check_dims(widths, what)

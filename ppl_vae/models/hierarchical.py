@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae.models.base import check_dims
+from ppl_vae.models.base import check_dims, check_hidden
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder, NormalHead, dense
 from ppl_vae.models.observation import ObservationModel
@@ -64,8 +64,7 @@ class HierarchicalVAE(ObservationModel):
             )
         super().__init__(data_shape, latent_dims[0], hidden, activation, decoder, likelihood)
         self.latent_dims = latent_dims
-        if latent_hidden:
-            check_dims(latent_hidden, "HierarchicalVAE: latent_hidden")
+        latent_hidden = check_hidden(latent_hidden, "HierarchicalVAE: latent_hidden")
         self.priors = nn.ModuleList(
             nn.Sequential(
                 *dense([above, *latent_hidden], activation),

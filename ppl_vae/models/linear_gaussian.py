@@ -61,7 +61,8 @@ class _LinearGaussian(Model):
         if isinstance(value, nn.Parameter):
             self.register_parameter(name, value)
         else:
-            self.register_buffer(name, torch.as_tensor(value, dtype=_float(value)))
+            # A copy: loading a state must not write into the caller's tensor.
+            self.register_buffer(name, torch.as_tensor(value, dtype=_float(value)).clone())
         return getattr(self, name)
 
     def _check_scale(self, name: str, scale: Tensor) -> None:

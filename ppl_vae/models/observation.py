@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor
 
-from ppl_vae.models.base import Model, check_dims
+from ppl_vae.models.base import Model, check_hidden
 from ppl_vae.models.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.nn import Activation, Decoder, DenseDecoder
 
@@ -26,7 +26,7 @@ class ObservationModel(Model):
     ) -> None:
         super().__init__(data_shape)
         if decoder is None:
-            hidden = check_dims(hidden, f"{type(self).__name__}: hidden") if len(hidden) else ()
+            hidden = check_hidden(hidden, f"{type(self).__name__}: hidden")
             self.decoder = DenseDecoder(code_dim, self.data_shape, hidden, activation)
         else:
             self.decoder = decoder(code_dim, self.data_shape)
