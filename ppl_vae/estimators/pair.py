@@ -36,7 +36,13 @@ class Pair:
     def latents(self) -> list[tuple[str, Any, Any]]:
         """Name, model's site and guide's site of every latent, in the guide's order."""
         nodes = self.model_trace.nodes
-        return [(name, nodes[name], site) for name, site in samples(self.guide_trace)]
+        sites = samples(self.guide_trace)
+        return [(name, nodes[name], site) for name, site in sites if not is_auxiliary(site)]
+
+    @property
+    def auxiliary(self) -> list[tuple[str, Any]]:
+        """Name and site of what the guide alone samples, as Pyro's autoguides do."""
+        return [(name, site) for name, site in samples(self.guide_trace) if is_auxiliary(site)]
 
     @property
     def observed(self) -> list[tuple[str, Site]]:
@@ -45,8 +51,12 @@ class Pair:
 
     @property
     def has_density(self) -> bool:
-        """Whether the guide has a density; a point mass has none."""
-        return not any(_is_point(site["fn"]) for _, site in samples(self.guide_trace))
+        """Whether the guide has a density; a point mass has none.
+
+        Pyro's autoguides sample an auxiliary site and make the latent a point of it; they have one.
+        """
+        points = any(_is_point(site["fn"]) for _, site in samples(self.guide_trace))
+        return not points or bool(self.auxiliary)
 
     @property
     def data_plate(self) -> Any:
@@ -129,7 +139,8 @@ def check_pair(pair: Pair) -> None:
     problems = []
     if missing := [name for name in model_sites if name in latent - guide_sites.keys()]:
         problems.append(f"the model samples {_names(missing)} which the guide does not")
-    if extra := [name for name in guide_sites if name not in model_sites]:
+    own = [name for name, site in guide_sites.items() if not is_auxiliary(site)]
+    if extra := [name for name in own if name not in model_sites]:
         problems.append(f"the guide samples {_names(extra)} which the model does not")
     if both := [name for name in guide_sites if name in observed]:
         problems.append(f"the guide samples {_names(both)} which the model observes")
@@ -161,6 +172,11 @@ def per_datum(site: Site, plate: Any) -> Tensor:
 def samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
     """Name and site of every sample statement, observed ones included."""
     return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+
+
+def is_auxiliary(site: Site) -> bool:
+    """Whether a site is marked as the guide's own, `infer={"is_auxiliary": True}`."""
+    return bool(site["infer"].get("is_auxiliary"))
 
 
 def _is_point(fn: Any) -> bool:

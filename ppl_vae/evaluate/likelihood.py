@@ -102,6 +102,8 @@ def _log_weights(model: Callable, guide: Callable, x: Tensor, size: int, depth: 
     for _, model_site, guide_site in pair.latents:
         log_w = log_w + _per_particle(model_site, data_plate, size, depth)
         log_w = log_w - _per_particle(guide_site, data_plate, size, depth)
+    for _, site in pair.auxiliary:
+        log_w = log_w - _per_particle(site, data_plate, size, depth)
     return log_w
 
 

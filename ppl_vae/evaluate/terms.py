@@ -31,7 +31,8 @@ class Terms:
     Attributes:
         reconstruction: :math:`\log p(x | z)`, summed over the observed sites.
         log_prior: :math:`\log p(z_s | \cdot)` for each latent site.
-        kl: :math:`\log q - \log p` for each latent site; empty if the guide has no density.
+        kl: :math:`\log q - \log p` for each latent site, and :math:`\log q` for what the guide
+            samples alone; empty if the guide has no density.
     """
 
     reconstruction: Tensor
@@ -115,6 +116,7 @@ def _terms(pair: Pair) -> Terms:
     reconstruction = sum(per_datum(site, plate) for _, site in pair.observed)
     prior = {name: per_datum(site, plate) for name, site, _ in pair.latents}
     kl = {name: per_datum(site, plate) - prior[name] for name, _, site in pair.latents}
+    kl |= {name: per_datum(site, plate) for name, site in pair.auxiliary}
     size = (plate.size,)
     return Terms(
         reconstruction.expand(size),  # type: ignore[union-attr]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ppl_vae.guides.base import Guide
 from ppl_vae.guides.sites import LatentSite, find_data_plate, find_latent_sites, trace_model
-from ppl_vae.models.base import check_dims
+from ppl_vae.models.base import check_hidden
 from ppl_vae.models.nn import Activation, DenseEncoder
 from ppl_vae.randomness import fork
 
@@ -58,7 +58,7 @@ class AmortizedGuide(Guide):
         encoder: nn.Module | Callable[[Sequence[int]], nn.Module] | None = None,
     ) -> None:
         super().__init__(model)
-        self._hidden = check_dims(hidden, f"{type(self).__name__}: hidden") if len(hidden) else ()
+        self._hidden = check_hidden(hidden, f"{type(self).__name__}: hidden")
         self._activation: Activation = activation
         # A list, or `nn.Module` would register an encoder before it is known to fit.
         self._encoder_factory = [encoder]
@@ -94,7 +94,7 @@ class AmortizedGuide(Guide):
         self.heads = nn.ModuleDict(
             {
                 site.name: self._make_head(site, features.shape[-1])
-                if self._is_local(site)
+                if site.is_local(self._data_plate)
                 else _Free(self._make_head(site, 1))
                 for site in sites
             }
@@ -152,16 +152,13 @@ class AmortizedGuide(Guide):
             return DenseEncoder(data_shape, self._hidden, self._activation)
         return encoder if isinstance(encoder, nn.Module) else encoder(data_shape)
 
-    def _is_local(self, site: LatentSite) -> bool:
-        return any(frame.name == self._data_plate.name for frame in site.frames)
-
     def _unconstrained_shape(self, site: LatentSite) -> torch.Size:
         """What a head gives for one datum: the site's other plates, then the unconstrained event.
 
         A simplex of 3, for one, has 2 free coordinates before `biject_to(support)`.
         """
         plates = list(site.batch_shape)
-        if self._is_local(site):
+        if site.is_local(self._data_plate):
             plates[self._data_plate.dim] = 1  # type: ignore[index]
         return torch.Size([*plates, *biject_to(site.support).inverse_shape(site.event_shape)])
 
@@ -169,7 +166,7 @@ class AmortizedGuide(Guide):
         """`[B, numel]` to `[*plates, *event]`, with B at the dimension of the data plate."""
         shape = self._unconstrained_shape(site)
         values = values.reshape(-1, *shape)
-        if self._is_local(site):
+        if site.is_local(self._data_plate):
             event_dim = len(shape) - len(site.batch_shape)
             values = values.transpose(0, self._data_plate.dim - event_dim)  # type: ignore[operator]
         return values.squeeze(0)
