@@ -1,9 +1,10 @@
 """Names that the examples in docstrings use, and a fixed seed for each of them."""
 
-import ppl_vae
 import pytest
 import torch
 from pyro import poutine
+
+import ppl_vae
 
 
 @pytest.fixture(autouse=True)

@@ -117,7 +117,14 @@ class RunDirectory:
 
     def results(self) -> dict[str, Any]:
         """What `results.json` holds; empty if there is none."""
-        return json.loads(self.results_path.read_text()) if self.results_path.is_file() else {}
+        if not self.results_path.is_file():
+            return {}
+        try:
+            return json.loads(self.results_path.read_text())
+        except ValueError as error:
+            raise ValueError(
+                f"{self.results_path} is no JSON ({error}); evaluate the run again to replace it"
+            ) from None
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes `results.json`."""

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.optim import Adam
 
 from ppl_vae.data.minibatches import TrainingData
-from ppl_vae.estimators import Trace_ELBO
-from ppl_vae.handlers import Weight
+from ppl_vae.estimators import Estimator, Trace_ELBO
+from ppl_vae.handlers import Weight, weighted
 from ppl_vae.interruption import Interruption
 from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
-from ppl_vae.preparation import prepare, resolve_device
+from ppl_vae.preparation import Prepared, prepare, resolve_device
 from ppl_vae.progress import Progress
 from ppl_vae.randomness import fork, seed_all, validation
 from ppl_vae.recording import Recorder, run_config
@@ -179,6 +179,7 @@ def fit(
     with _own_globals() as store:
         seed_all(seed)
         prepared = prepare(model, guide, data, valid, batch_size, seed, place)
+        _try_once(model, guide, estimator, schedule(0), prepared)
         optimizers = Optimizers(named_parameters(model, guide), optimizer, lr_schedule, freeze)
         loop = Loop(
             model, guide, prepared, estimator, schedule, optimizers,
@@ -220,6 +221,20 @@ def fit(
             path=recorder.path,
             _store=store,
         )
+
+
+def _try_once(
+    model: Programs, guide: Programs, estimator: ELBO, weight: Weight, prepared: Prepared
+) -> None:
+    """Lets a pair, weight and estimator that do not go together say so before a run is begun."""
+    if isinstance(weight, Mapping) and (unknown := set(weight) - set(prepared.latents)):
+        raise ValueError(
+            f"the schedule weighs {sorted(unknown)}, which the model does not sample; accepted are "
+            f"its latent sites {prepared.latents}"
+        )
+    if isinstance(estimator, Estimator):
+        with fork(), weighted(weight):
+            estimator.loss(model, guide, *prepared.first)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ class Prepared:
         data_shape: Shape of one datum.
         dtype: Floating type of the data as the programs see them.
         has_density: Whether the guide has one; a point mass has none.
+        latents: Names of the latent sites.
+        first: The first minibatch.
     """
 
     stream: Minibatches
@@ -37,6 +39,8 @@ class Prepared:
     data_shape: torch.Size
     dtype: torch.dtype
     has_density: bool
+    latents: list[str]
+    first: tuple[Any, ...]
     _cast: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     _scale: float
 
@@ -105,6 +109,8 @@ def prepare(
         data_shape=x.shape[1:],
         dtype=x.dtype,
         has_density=pair.has_density,
+        latents=[name for name, _, _ in pair.latents],
+        first=first,
         _cast=cast,
         _scale=(plate.full_size or plate.size) / len(x),
     )
@@ -123,8 +129,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError:
         raise ValueError(f"device is {device!r}, which torch does not know; {accepted}") from None
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here; {accepted}")
+    try:
+        torch.zeros(1, device=resolved).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f"device is {device!r}, which is not here; {accepted}") from None
     return resolved
 
 

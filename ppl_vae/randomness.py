@@ -9,14 +9,21 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["fork", "restore", "seed_all", "snapshot", "untouched", "validation"]
+__all__ = ["check_seed", "fork", "restore", "seed_all", "snapshot", "untouched", "validation"]
 
 
 def seed_all(seed: int) -> None:
-    """Seeds torch on every device, numpy and Python."""
+    """Seeds torch on every device, numpy and Python; see `check_seed`."""
+    check_seed(seed)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raises `ValueError` for a seed that is no integer, or outside of [0, 2^63)."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed!r}; accepted is an integer >= 0 and below 2^63")
 
 
 def snapshot() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ppl_vae.data import Splits
 from ppl_vae.evaluate import Estimate, active_units, average_terms, log_marginal
+from ppl_vae.randomness import check_seed
 from ppl_vae.runs import Run
 
 __all__ = ["evaluate_run", "results_table"]
@@ -104,6 +105,7 @@ def _choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor
     x = getattr(data, split)
     if len(x) == 0:
         raise ValueError(f"the split '{split}' of {data.name} is empty; name another with --split")
+    check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     if split == "train" and data.binarize == "dynamic":
         x = torch.bernoulli(x, generator=generator)
