@@ -1,6 +1,8 @@
 # Everything runs in its own environment, .venv, made from the exact versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+# One process a core, one thread each: small tensors gain nothing from threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 INSTALLED := .venv/.installed
 
 .PHONY: demo test test-slow test-all lint types clean
@@ -9,13 +11,13 @@ demo: $(INSTALLED)
 	$(BIN)/ppl-vae train --data digits --out runs/demo-$$(date +%Y-%m-%dT%H-%M-%S)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-all: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
