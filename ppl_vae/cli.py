@@ -1,0 +1,162 @@
+"""The command line: parses, calls the library, prints."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppl_vae.arguments import parse
+from ppl_vae.catalogue import KINDS, catalogue
+from ppl_vae.config import instantiate
+from ppl_vae.data import Splits, load
+from ppl_vae.diagnosis import NonFiniteError
+from ppl_vae.directory import RunDirectory
+from ppl_vae.messages import about
+from ppl_vae.results import evaluate_run, notes, results_table
+from ppl_vae.runs import Run, load_run
+
+__all__ = ["main"]
+
+# Made when there are data, or at once.
+_FACTORIES = ("model", "guide", "optimizer", "lr_schedule")
+_INSTANCES = ("estimator", "schedule")
+# What the user got wrong, in the words of the library; of Pyro, where it does not do all it could.
+_USER_ERRORS = (ValueError, TypeError, NotImplementedError, FileNotFoundError, PermissionError,
+                NotADirectoryError)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs `ppl-vae`.
+
+    Args:
+        arguments: The command line; that of the process if not given.
+
+    Returns:
+        The exit code: 0; 2 for what the user got wrong, said in one message; 1 for the rest.
+    """
+    # As `python -m` does: a guide in the user's own folder can be named.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        command, chosen = parse(sys.argv[1:] if arguments is None else arguments)
+        _COMMANDS[command](chosen)
+        sys.stdout.flush()
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except _USER_ERRORS as error:
+        return _fail(str(error), 2)
+    except NonFiniteError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt as error:
+        return _fail(
+            f"interrupted: {error}. Go on with --resume" if str(error) else "interrupted", 1
+        )
+    except BrokenPipeError:
+        # `ppl-vae list | head`; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _train(chosen: dict[str, Any]) -> None:
+    from ppl_vae.training import train
+
+    for name in (key for key in (*_FACTORIES, *_INSTANCES) if key in chosen):
+        as_partial = name in _FACTORIES
+        try:
+            chosen[name] = instantiate(chosen[name], allow=chosen["allow"], as_partial=as_partial)
+        except (TypeError, ValueError) as error:
+            raise ValueError(about(name, chosen[name], error)) from error
+    report = train(**chosen)
+    _print_results(RunDirectory(report.parent).results())
+    print(f"run     {report.parent}\nreport  {report}")
+
+
+def _evaluate(chosen: dict[str, Any]) -> None:
+    run = _load(chosen)
+    results = evaluate_run(
+        run,
+        _data(run, chosen),
+        split=chosen["split"],
+        num_particles=chosen["num_particles"],
+        num_data=chosen["num_data"],
+        seed=chosen["seed"],
+    )
+    _print_results(results)
+    print(f"results  {run.directory.results_path}")
+
+
+def _sample(chosen: dict[str, Any]) -> None:
+    from ppl_vae import plots
+    from ppl_vae.report import sample_run
+
+    run = _load(chosen)
+    x = sample_run(run, num=chosen["num"], mean=chosen["mean"], seed=chosen["seed"])
+    path = run.directory.path / "samples.npz"
+    np.savez_compressed(path, x=x.cpu().numpy())
+    figure = plots.save(plots.samples(x), run.directory.figures / "samples.png")
+    print(f"samples  {path}\nfigure   {figure}")
+
+
+def _report(chosen: dict[str, Any]) -> None:
+    from ppl_vae.report import write_report
+
+    run = _load(chosen)
+    page = write_report(run, _data(run, chosen), split=chosen["split"], seed=chosen["seed"])
+    print(f"report  {page}")
+
+
+def _list(chosen: dict[str, Any]) -> None:
+    if chosen["what"] == "runs":
+        _list_runs(Path(chosen["folder"]))
+        return
+    for kind in KINDS if chosen["what"] == "all" else [chosen["what"]]:
+        names = catalogue(kind)
+        width = max(map(len, names))
+        print(kind)
+        for name, summary in names.items():
+            print(f"  {name:<{width}}  {summary}")
+
+
+def _list_runs(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(f"option --folder: there is no folder {folder}; accepted is one of runs")
+    for path in sorted(folder.glob("*/config.yaml")):
+        elbo = RunDirectory(path.parent).results().get("elbo")
+        print(f"{path.parent}  {'-' if elbo is None else 'elbo {value:.2f}'.format(**elbo)}")
+
+
+def _load(chosen: dict[str, Any]) -> Run:
+    return load_run(
+        chosen["run"],
+        chosen["allow"],
+        checkpoint=chosen["checkpoint"],
+        device=chosen["device"],
+    )
+
+
+def _data(run: Run, chosen: dict[str, Any]) -> Splits:
+    if chosen["data"] is None:
+        return run.data(chosen["root"])
+    return load(chosen["data"], root=chosen["root"], binarize=run.config.get("binarize"))
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    rows = results_table(results)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+    for note in notes(results):
+        print(f"note: {note}")
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"ppl-vae: {message}", file=sys.stderr)
+    return code
+
+
+_COMMANDS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "report": _report,
+             "list": _list}  # fmt: skip
