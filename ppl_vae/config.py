@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ppl_vae.configurable import Configurable
 
-__all__ = ["ConfigError", "class_paths", "describe", "instantiate", "resolve"]
+__all__ = ["ConfigError", "describe", "instantiate", "resolve"]
 
 # Larger tensors do not belong into a text file.
 _MAX_ELEMENTS = 10_000
@@ -110,16 +110,6 @@ def instantiate(entry: Any, *args: Any, allow: Sequence[str] = (), as_partial: b
         raise ConfigError(f"{entry['class_path']} does not take {arguments}: {error}") from None
 
 
-def class_paths(entry: Any) -> list[str]:
-    """Every `class_path` in a config, however deep."""
-    if isinstance(entry, list):
-        return [path for item in entry for path in class_paths(item)]
-    if not isinstance(entry, dict):
-        return []
-    own = [str(entry["class_path"])] if "class_path" in entry else []
-    return own + [path for item in entry.values() for path in class_paths(item)]
-
-
 def resolve(class_path: Any, allow: Sequence[str] = ()) -> type:
     """The class of this import path, if it may be made; see `instantiate`."""
     if not isinstance(class_path, str) or "." not in class_path:
@@ -134,6 +124,8 @@ def resolve(class_path: Any, allow: Sequence[str] = ()) -> type:
         raise ConfigError(f"there is no {class_path}: {error}") from None
     if not inspect.isclass(found):
         raise ConfigError(f"{class_path} is no class")
+    if inspect.isabstract(found):
+        raise ConfigError(f"{class_path} is abstract; accepted is a subclass of it")
     # A harmless module may hold a name from elsewhere: `ppl_vae.some.module.os`.
     if not by_user and not _is_harmless(found):
         raise ConfigError(_refusal(class_path, found.__module__))

@@ -207,7 +207,8 @@ def fit(
                     recorder.save(loop)
                 if interruption.requested:
                     recorder.save(loop)
-                    raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}")
+                    where = f"; {recorder.path} holds the checkpoint" if recorder.path else ""
+                    raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}{where}")
             if loop.stopping.is_due:
                 loop.take_best()
         return FitResult(

@@ -164,7 +164,7 @@ class Loop:
         """The loss; its gradients are left in the parameters."""
         if not hasattr(self.estimator, "differentiable_loss"):
             # RenyiELBO, TraceGraph_ELBO and ReweightedWakeSleep have only this way in.
-            return torch.as_tensor(self.estimator.loss_and_grads(self.model, self.guide, *args))
+            return _scalar(self.estimator.loss_and_grads(self.model, self.guide, *args))
         loss = self.estimator.differentiable_loss(self.model, self.guide, *args)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise ValueError(
@@ -191,7 +191,7 @@ class Loop:
             with fork():
                 restore(drawn)
                 loss_at_one = self.estimator.loss(self.model, self.guide, *args)
-            line["bound"] = -float(loss_at_one) / num_data
+            line["bound"] = -_scalar(loss_at_one).item() / num_data
         with fork():
             restore(drawn)
             return {**line, **_numbers(elbo_terms(self.model, self.guide, *args))}
@@ -260,6 +260,11 @@ def _numbers(terms: Terms) -> Line:
         nested = isinstance(value, dict)
         numbers[name] = {k: v.value for k, v in value.items()} if nested else value.value
     return numbers
+
+
+def _scalar(loss: Any) -> Tensor:
+    """A loss as a tensor; of the pair that ReweightedWakeSleep gives, that of the model."""
+    return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss).detach()
 
 
 def _plain(weight: Weight) -> Any:

@@ -88,11 +88,15 @@ class Optimizers:
                 )
             members[max(fitting, key=len)].append(parameter)
         self._all = list(parameters.values())
-        self.optimizers = {p: groups[p](members[p]) for p in groups if members[p]}
+        self.optimizers = {
+            prefix: _make("optimizer", groups[prefix], members[prefix])
+            for prefix in groups
+            if members[prefix]
+        }
         self.schedules = (
             {}
             if lr_schedule is None
-            else {prefix: lr_schedule(o) for prefix, o in self.optimizers.items()}
+            else {p: _make("lr_schedule", lr_schedule, o) for p, o in self.optimizers.items()}
         )
 
     def zero_grad(self) -> None:
@@ -149,6 +153,17 @@ class Optimizers:
 def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales all gradients down so that their common norm is at most `max_norm`."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
+
+
+def _make(option: str, factory: Callable[[Any], Any], argument: Any) -> Any:
+    try:
+        return factory(argument)
+    except (TypeError, ValueError) as error:
+        # torch's own messages name neither the class nor the argument's owner.
+        arguments = getattr(factory, "keywords", {})
+        name = getattr(getattr(factory, "func", factory), "__name__", repr(factory))
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+        raise ValueError(f"{option} {name}({given}): {error}") from error
 
 
 def _fits(name: str, prefix: str) -> bool:

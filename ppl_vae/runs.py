@@ -109,7 +109,13 @@ def load_run(
     config = directory.config()
     which: Which = checkpoint or ("best" if config.get("patience") else "last")
     # Before the checkpoint is read: the refusal of a class is the more important message.
-    factories = [_factory(config, "model", model, allow), _factory(config, "guide", guide, allow)]
+    try:
+        factories = [
+            _factory(config, "model", model, allow),
+            _factory(config, "guide", guide, allow),
+        ]
+    except ConfigError as error:
+        raise ConfigError(f"{directory.config_path}: {error}") from None
     tree = directory.load(which)
     if tree is None:
         raise CheckpointError(

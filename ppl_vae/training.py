@@ -16,7 +16,6 @@ from ppl_vae.fit import fit
 from ppl_vae.guides import Guide, MeanFieldGuide
 from ppl_vae.models import VAE, Model
 from ppl_vae.randomness import seed_all, untouched
-from ppl_vae.report import write_report
 from ppl_vae.results import evaluate_run
 from ppl_vae.runs import load_run
 from ppl_vae.schedules import Constant, Schedule
@@ -85,6 +84,9 @@ def train(
     Raises:
         ValueError: As `ppl_vae.data.load` and `ppl_vae.fit`.
     """
+    # Here, since it brings matplotlib, which neither `--help` nor an error need wait for.
+    from ppl_vae.report import write_report
+
     if resume and out is None:
         raise ValueError("resume is true, but out is not given; name the run directory to resume")
     path = Path(out) if out is not None else _new_path()

@@ -138,12 +138,15 @@ def test_under_plain_svi_a_second_guide_of_the_same_names_never_trains_and_a_sco
         assert train()
 
 
-@pytest.mark.parametrize("name", ["TraceMeanField_ELBO", "TraceGraph_ELBO", "RenyiELBO"])
+@pytest.mark.parametrize(
+    "name", ["TraceMeanField_ELBO", "TraceGraph_ELBO", "RenyiELBO", "ReweightedWakeSleep"]
+)
 def test_pyros_own_elbos_train(name):
     model, guide = pair()
     x = binary()
     before = ppl_vae.evaluate.average_terms(model, guide, x).elbo.mean()
-    options = {"num_particles": 2} if name == "RenyiELBO" else {}
+    several = {"RenyiELBO": {"num_particles": 2}, "ReweightedWakeSleep": {"num_particles": 5}}
+    options = several.get(name, {})
     estimator = getattr(pyro.infer, name)(**options)
     result = fit(model, guide, x, num_steps=60, estimator=estimator,
                  optimizer=partial(Adam, lr=1e-2))  # fmt: skip

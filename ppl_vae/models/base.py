@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ppl_vae.configurable import Configurable, Program
 
-__all__ = ["Model", "check_dims", "check_hidden", "check_shape"]
+__all__ = ["Model", "check_dim", "check_dims", "check_hidden", "check_shape"]
 
 
 class Model(Configurable, Program):
@@ -79,6 +79,12 @@ def check_dims(dims: Sequence[int], what: str) -> tuple[int, ...]:
     if any(isinstance(d, bool) or not isinstance(d, int) or d < 1 for d in dims):
         raise ValueError(f"{what} is {list(dims)!r}; {accepted}")
     return tuple(dims)
+
+
+def check_dim(dim: int, what: str) -> None:
+    """A `ValueError` that names `what` where `dim` is no positive integer."""
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+        raise ValueError(f"{what} is {dim!r}; accepted is an integer >= 1")
 
 
 def check_hidden(widths: Sequence[int], what: str) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_vae.models.base import check_dims
+from ppl_vae.models.base import check_dim
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder
 from ppl_vae.models.observation import ObservationModel
@@ -52,7 +52,7 @@ class VAE(ObservationModel):
         decoder: Callable[[int, Sequence[int]], Decoder] | None = None,
         likelihood: Likelihood | None = None,
     ) -> None:
-        check_dims((latent_dim,), "VAE: latent_dim")
+        check_dim(latent_dim, "VAE: latent_dim")
         super().__init__(data_shape, latent_dim, hidden, activation, decoder, likelihood)
         self.latent_dim = latent_dim
 
