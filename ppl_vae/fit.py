@@ -4,7 +4,7 @@ Shapes: N data, B data of a minibatch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -188,7 +188,8 @@ def fit(
         )  # fmt: skip
         recorder = Recorder(out, described, resume=resume, tensorboard=tensorboard)
         recorder.begin(loop)
-        with recorder, Progress(num_steps, progress) as bar, Interruption() as interruption:
+        bar = Progress(num_steps, progress)
+        with closing(recorder), closing(bar), Interruption() as interruption:
             bar.update(loop.step)
             while loop.step < num_steps and not loop.stopping.is_due:
                 line = loop.advance(log=loop.step % log_every == 0)

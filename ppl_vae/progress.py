@@ -1,7 +1,6 @@
 """The bar that shows how far training is."""
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -22,16 +21,7 @@ class Progress:
         self._bar = tqdm(total=num_steps, disable=disable, unit="step", dynamic_ncols=True)
         self._shown: dict[str, str] = {}
 
-    def __enter__(self) -> "Progress":
-        """Shows the bar."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Leaves the bar as it stands."""
         self._bar.close()
 

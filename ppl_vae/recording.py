@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ppl_vae.config import ConfigError, describe
@@ -90,16 +89,7 @@ class Recorder:
         if self._directory is not None:
             self._directory.save(loop.best_state(), "best")
 
-    def __enter__(self) -> "Recorder":
-        """Nothing yet."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         """Closes the event files."""
         if self._board is not None:
             self._board.close()

@@ -136,7 +136,12 @@ class AmortizedGuide(Guide):
         return values
 
     def _check_site(self, site: LatentSite) -> None:
-        """Raises a `ValueError` where the family cannot represent the site."""
+        """Raises a `ValueError` where the family cannot represent the site: it is discrete."""
+        if site.is_discrete:
+            raise ValueError(
+                f"{type(self).__name__}: the model's site '{site.name}' is discrete "
+                f"({type(site.support).__name__.strip('_')}); accepted are continuous sites"
+            )
 
     @abstractmethod
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:

@@ -39,13 +39,6 @@ class DeltaGuide(AmortizedGuide):
         True
     """
 
-    def _check_site(self, site: LatentSite) -> None:
-        if site.is_discrete:
-            raise ValueError(
-                f"DeltaGuide: the model's site '{site.name}' is discrete "
-                f"({type(site.support).__name__.strip('_')}); accepted are continuous sites"
-            )
-
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
         return nn.Linear(num_features, math.prod(self._unconstrained_shape(site)))
 

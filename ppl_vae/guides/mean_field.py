@@ -44,13 +44,6 @@ class MeanFieldGuide(AmortizedGuide):
         torch.Size([5, 20])
     """
 
-    def _check_site(self, site: LatentSite) -> None:
-        if site.is_discrete:
-            raise ValueError(
-                f"MeanFieldGuide: the model's site '{site.name}' is discrete "
-                f"({type(site.support).__name__.strip('_')}); accepted are continuous sites"
-            )
-
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
         return NormalHead(num_features, math.prod(self._unconstrained_shape(site)))
 
