@@ -126,8 +126,8 @@ def resolve(class_path: Any, allow: Sequence[str] = ()) -> type:
         raise ConfigError(f"{class_path} is no class")
     if inspect.isabstract(found):
         raise ConfigError(f"{class_path} is abstract; accepted is a subclass of it")
-    # A harmless module may hold a name from elsewhere: `ppl_vae.some.module.os`.
-    if not by_user and not _is_harmless(found):
+    # A module may hold a name from elsewhere: `ppl_vae.some.module.os`, `allowed.Popen`.
+    if not (_is_under(found.__module__, allow) or _is_harmless(found)):
         raise ConfigError(_refusal(class_path, found.__module__))
     return found
 

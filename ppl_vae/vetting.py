@@ -51,7 +51,7 @@ def vet(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if key.partition(".")[0] in _CLASSES:
             for path in _import_paths(_parsed(value)):
                 allow.append(path.rpartition(".")[0])
-                _import(path, f"option --{key}")
+                allow += _import(path, f"option --{key}")
             if key == "model":
                 _check_model(_parsed(value))
     for key, value in words:
@@ -143,13 +143,16 @@ def _import_paths(entry: Any) -> Iterator[str]:
         yield from _import_paths(content)
 
 
-def _import(path: str, where: str) -> None:
+def _import(path: str, where: str) -> list[str]:
+    """The module that a class the user typed is from; it may stand elsewhere than in its own."""
+    module, _, name = path.rpartition(".")
     try:
-        importlib.import_module(path.rpartition(".")[0])
+        found = getattr(importlib.import_module(module), name, None)
     except ModuleNotFoundError:
-        return  # jsonargparse says so, and of which option.
+        return []  # jsonargparse says so, and of which option.
     except Exception as error:
         raise _broken(path, where, error) from error
+    return [found.__module__] if inspect.isclass(found) else []
 
 
 def _broken(path: str, where: str, error: Exception) -> ConfigError:

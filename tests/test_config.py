@@ -324,3 +324,15 @@ def test_wrong_arguments_fail_in_the_usual_words():
         models.VAE((4,), latent_dims=3)
     with pytest.raises(TypeError, match="missing 1 required positional argument: 'data_shape'"):
         models.VAE()
+
+
+def test_an_allowed_module_does_not_lend_its_imports(tmp_path, monkeypatch):
+    (tmp_path / "lender.py").write_text(
+        "from subprocess import Popen\nfrom torch.nn import Linear\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    touched = tmp_path / "touched"
+    for name, arguments in (("Popen", {"args": ["touch", str(touched)]}), ("Linear", {})):
+        with pytest.raises(ConfigError, match=f"lender.{name}, which is not loaded unasked"):
+            instantiate({"class_path": f"lender.{name}", "init_args": arguments}, allow=["lender"])
+    assert not touched.exists()
