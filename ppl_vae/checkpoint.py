@@ -56,7 +56,10 @@ def save_checkpoint(folder: Path, tree: dict[str, Any]) -> None:
             sums[name] = _write(new / name, save(tensors))
     sums[_STATE] = _digest_of(skeleton)
     state = {"tree": skeleton, "sha256": sums}
-    _write(new / _STATE, json.dumps(state, sort_keys=True, indent=1).encode())
+    # Last, and by a move: where it stands, the checkpoint is whole.
+    part = new / f"{_STATE}.part"
+    _write(part, json.dumps(state, sort_keys=True, indent=1).encode())
+    os.replace(part, new / _STATE)
     _sync(new)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)

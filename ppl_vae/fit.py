@@ -24,7 +24,7 @@ from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
 from ppl_vae.preparation import Prepared, prepare, resolve_device
 from ppl_vae.progress import Progress
-from ppl_vae.randomness import fork, seed_all, validation
+from ppl_vae.randomness import fork, looking, seed_all, validation
 from ppl_vae.recording import Recorder, run_config
 from ppl_vae.schedules import Constant
 from ppl_vae.stopping import Stopping
@@ -43,7 +43,8 @@ class FitResult:
         guide: The guide, trained in place.
         metrics: The lines of `metrics.jsonl`; nats per datum.
         num_steps: How many steps were made, those before a resume included.
-        stopped_early: Whether `patience` ran out. The parameters are then the best ones.
+        stopped_early: Whether `patience` ran out. With `patience` the parameters are the best ones
+            in any case.
         best_step: The step of the best validation, or none without validation data.
         best_elbo: The validation `elbo` there, nats per datum; for a guide without a density minus
             the weighted loss.
@@ -103,8 +104,10 @@ def fit(
     Args:
         model: p(x, z), any Pyro program `model(x, ...)` that samples in `pyro.plate("data")`.
         guide: q(z | x), any Pyro program of the same arguments.
-        data: A tensor `[N, *data_shape]`, `Splits`, or a torch `Dataset` or `DataLoader`. Of items
-            that are tuples `(x, ...)` the programs get as many entries as the model takes.
+        data: A tensor `[N, *data_shape]`, `Splits`, or a torch `Dataset` or `DataLoader` (whose own
+            generator is seeded anew each epoch). Of items that are tuples `(x, ...)` the programs
+            get as many entries as the model takes. A latent outside the data plate counts once a
+            minibatch, unless the plate is told the number of all data and subsamples.
         estimator: A `pyro.infer.ELBO`, of ours or Pyro's own; `Trace_ELBO()` if not given.
         schedule: From the step's number, counted from 0, to the weight on the latent terms;
             `Constant(1.0)` if not given.
@@ -114,9 +117,11 @@ def fit(
         batch_size: B; `min(128, N)` if not given. A remainder of N modulo B is left out of each
             epoch's permutation. Not for a `DataLoader`.
         seed: Of the permutations, and of all that is random in training.
-        device: `"auto"`, `"cpu"`, `"cuda"`, ... Programs and data are moved there.
+        device: `"auto"`, `"cpu"`, `"cuda"`, ... Modules and data are moved there; plain functions
+            must make their tensors where x is (`x.new_zeros`).
         out: A run directory to write; none is written without.
-        resume: Go on from the checkpoint in `out`, bit for bit; start if there is none.
+        resume: Go on from the checkpoint in `out`, bit for bit; start if there is none. A larger
+            `num_steps` prolongs a finished run, whose last validation then counts among the others.
         valid: Validation data, `[N, *data_shape]`, where `data` bring none.
         lr_schedule: From an optimizer to one of torch's learning-rate schedules, stepped every
             step (`ReduceLROnPlateau` at every validation, by minus the elbo).
@@ -162,6 +167,7 @@ def fit(
         raise ValueError(f"clip_grad_norm is {clip_grad_norm}; accepted is a number > 0")
     if resume and out is None:
         raise ValueError("resume is true, but out is not given; name the run directory to resume")
+    freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
     estimator = Trace_ELBO() if estimator is None else estimator
     if not isinstance(estimator, ELBO):
         raise ValueError(
@@ -169,6 +175,11 @@ def fit(
             "Trace_ELBO()"
         )
     schedule = Constant() if schedule is None else schedule
+    if patience is not None and schedule(num_steps - 1) != schedule(num_steps):
+        raise ValueError(
+            f"patience is {patience}, but the schedule is still moving at the last of {num_steps} "
+            "steps, and patience counts only at its last value; end the ramp earlier"
+        )
     place = resolve_device(device)
     described = run_config(
         data, model, guide, estimator, schedule, optimizer, lr_schedule, extra=config,
@@ -181,6 +192,11 @@ def fit(
         prepared = prepare(model, guide, data, valid, batch_size, seed, place)
         _try_once(model, guide, estimator, schedule(0), prepared)
         optimizers = Optimizers(named_parameters(model, guide), optimizer, lr_schedule, freeze)
+        if prepared.valid is None and (patience is not None or optimizers.need_validation):
+            raise ValueError(
+                "patience and ReduceLROnPlateau go by the validation elbo, and there are no "
+                "validation data; give valid=..., or Splits that have some"
+            )
         loop = Loop(
             model, guide, prepared, estimator, schedule, optimizers,
             seed=seed, clip_grad_norm=clip_grad_norm,
@@ -206,11 +222,11 @@ def fit(
                         recorder.save_best(loop)
                 if last or loop.stopping.is_due or loop.step % checkpoint_every == 0:
                     recorder.save(loop)
-                if interruption.requested:
+                if interruption.requested and not (last or loop.stopping.is_due):
                     recorder.save(loop)
                     where = f"; {recorder.path} holds the checkpoint" if recorder.path else ""
                     raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}{where}")
-            if loop.stopping.is_due:
+            if patience is not None:
                 loop.take_best()
         return FitResult(
             model=model,
@@ -235,7 +251,7 @@ def _try_once(
             f"its latent sites {prepared.latents}"
         )
     if isinstance(estimator, Estimator):
-        with fork(), weighted(weight):
+        with looking(model, guide), weighted(weight):
             estimator.loss(model, guide, *prepared.first)
 
 

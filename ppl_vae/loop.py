@@ -4,20 +4,23 @@ Shapes: B data of a minibatch.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
+from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.diagnosis import NonFiniteError, diagnose
 from ppl_vae.evaluate import Terms, average_terms, elbo_terms
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
 from ppl_vae.preparation import Prepared
-from ppl_vae.randomness import fork, restore, snapshot
+from ppl_vae.randomness import looking, restore, snapshot
 from ppl_vae.stopping import Stopping
 
 __all__ = ["Loop"]
@@ -83,9 +86,8 @@ class Loop:
             NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are then as
                 they were before this step.
         """
-        before = snapshot()
         args = self.prepared.batch()
-        drawn = snapshot() if log else before
+        drawn = snapshot()
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
             self.estimator.set_step(self.step)
@@ -105,15 +107,11 @@ class Loop:
     def validate(self) -> Line:
         """The metrics of the validation data at KL weight 1, and what follows from them."""
         assert self.prepared.valid is not None
-        modules = [p for p in (self.model, self.guide) if isinstance(p, nn.Module) and p.training]
-        for module in modules:
-            module.eval()
-        terms = average_terms(self.model, self.guide, self.prepared.valid, seed=self._seed)
-        for module in modules:
-            module.train()
-        weight = self.schedule(self.step)
-        value = self._objective(terms, weight)
-        if self.stopping.saw(value, self.step, weight):
+        with _evaluating(self.model, self.guide):
+            terms = average_terms(self.model, self.guide, self.prepared.valid, seed=self._seed)
+        # At the last weight whatever is in force: values under several weights do not compare.
+        value = self._objective(terms, self.stopping.final_weight)
+        if self.stopping.saw(value, self.step, self.schedule(self.step)):
             self.best = self._parameters()
         self.optimizers.validated(-value)
         line = {**self._head("valid"), **_numbers(terms)}
@@ -188,11 +186,11 @@ class Loop:
         }
         # The step's own noise, and none of the stream used up: logging changes no result.
         if self.prepared.has_density and getattr(self.estimator, "is_bound", True):
-            with fork():
+            with looking(self.model, self.guide):
                 restore(drawn)
                 loss_at_one = self.estimator.loss(self.model, self.guide, *args)
             line["bound"] = -_scalar(loss_at_one).item() / num_data
-        with fork():
+        with looking(self.model, self.guide):
             restore(drawn)
             return {**line, **_numbers(elbo_terms(self.model, self.guide, *args))}
 
@@ -216,7 +214,7 @@ class Loop:
 
     def _failure(self, args: tuple, weight: Weight, drawn: dict, loss: Tensor) -> NonFiniteError:
         parameters = named_parameters(self.model, self.guide)
-        with fork():
+        with looking(self.model, self.guide):
             restore(drawn)
             found = diagnose(self.model, self.guide, args, weight, parameters)
         what = "a gradient" if torch.isfinite(loss) else "the loss"
@@ -228,7 +226,12 @@ class Loop:
 
     def _about(self) -> dict[str, Any]:
         shape, dtype = self.prepared.data_shape, str(self.prepared.dtype).removeprefix("torch.")
-        return {"data": {"shape": list(shape), "dtype": dtype}}
+        rest = [
+            {"shape": list(v.shape[1:]), "dtype": str(v.dtype).removeprefix("torch.")}
+            for v in self.prepared.first[1:]
+            if isinstance(v, Tensor)
+        ]
+        return {"data": {"shape": list(shape), "dtype": dtype, "rest": rest}}
 
     def _parameters(self) -> dict[str, Any]:
         state = {
@@ -245,12 +248,35 @@ class Loop:
         for name, program in (("model", self.model), ("guide", self.guide)):
             if isinstance(program, nn.Module):
                 program.load_state_dict(state[name])
+        saved = dict(state["param"])
         for name, parameter in self._store_parameters().items():
-            parameter.data.copy_(state["param"][name])
+            parameter.data.copy_(saved.pop(name))
+        for name, value in saved.items():
+            # Pyro's baselines come into being in the first step.
+            if not name.startswith("param.__baseline"):
+                raise CheckpointError(
+                    f"the checkpoint has the parameter '{name}', which model and guide do not make "
+                    "in their first run; it cannot be resumed exactly"
+                )
+            pyro.get_param_store().setdefault(name.removeprefix("param."), value)
 
     def _store_parameters(self) -> dict[str, Tensor]:
         named = named_parameters(self.model, self.guide)
         return {name: value for name, value in named.items() if name.startswith("param.")}
+
+
+@contextmanager
+def _evaluating(*programs: Any) -> Iterator[None]:
+    """Modules in evaluation mode; afterwards each as it was, a part that was so already too."""
+    roots = [program for program in programs if isinstance(program, nn.Module)]
+    was = [(module, module.training) for root in roots for module in root.modules()]
+    try:
+        for root in roots:
+            root.eval()
+        yield
+    finally:
+        for module, training in was:
+            module.training = training
 
 
 def _numbers(terms: Terms) -> Line:

@@ -56,8 +56,7 @@ class Optimizers:
         lr_schedule: LRSchedule | None = None,
         freeze: Sequence[str] = (),
     ) -> None:
-        if isinstance(freeze, str):
-            freeze = (freeze,)
+        freeze = (freeze,) if isinstance(freeze, str) else freeze
         for prefix in freeze:
             _check_prefix(prefix, parameters, "freeze")
         self.trained = {
@@ -93,6 +92,11 @@ class Optimizers:
             for prefix in groups
             if members[prefix]
         }
+        if any(isinstance(o, torch.optim.LBFGS) for o in self.optimizers.values()):
+            raise ValueError(
+                "optimizer LBFGS evaluates the loss several times a step, and here it differs "
+                "each time; accepted are first-order optimizers of torch.optim, as Adam"
+            )
         self.schedules = (
             {}
             if lr_schedule is None
@@ -117,6 +121,11 @@ class Optimizers:
         for schedule in self.schedules.values():
             if isinstance(schedule, ReduceLROnPlateau):
                 schedule.step(loss)
+
+    @property
+    def need_validation(self) -> bool:
+        """Whether a schedule goes by the validation loss."""
+        return any(isinstance(s, ReduceLROnPlateau) for s in self.schedules.values())
 
     @property
     def learning_rates(self) -> list[float]:

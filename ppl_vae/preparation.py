@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ppl_vae.data.minibatches import Minibatches, TrainingData, minibatches
 from ppl_vae.data.splits import Splits
 from ppl_vae.estimators.pair import trace_pair
-from ppl_vae.randomness import fork, validation
+from ppl_vae.randomness import fork, looking, validation
 
 __all__ = ["Prepared", "prepare", "resolve_device"]
 
@@ -80,8 +80,9 @@ def prepare(
     num_args = _num_args(model)
 
     def cast(batch: tuple[Any, ...]) -> tuple[Any, ...]:
-        args = tuple(v.to(device) if isinstance(v, Tensor) else v for v in batch[:num_args])
-        return (args[0].to(dtype) if dtype is not None else args[0], *args[1:])
+        x, *rest = (v.to(device) if isinstance(v, Tensor) else v for v in batch[:num_args])
+        castable = isinstance(x, Tensor) and x.is_floating_point() and dtype is not None
+        return (x.to(dtype) if castable else x, *rest)
 
     with fork():
         first = cast(stream.next())
@@ -93,6 +94,11 @@ def prepare(
             f"a minibatch of the data is {what}; accepted are floating tensors [B, *data_shape]. "
             "Scale integers to [0, 1] first"
         )
+    if valid is not None and len(first) > 1:
+        raise ValueError(
+            f"the model takes {len(first)} arguments, and validation data are x alone; leave valid "
+            "out, and evaluate after the fit"
+        )
     if not isinstance(data, Splits | Tensor):
         _check_values(model, x, "the first minibatch")
     if hasattr(guide, "setup"):
@@ -100,7 +106,8 @@ def prepare(
         if isinstance(guide, nn.Module):
             guide.to(device)
     # With Pyro's checks on for this once, whatever they are set to outside.
-    with fork(), torch.no_grad(), poutine.block(), validation(True):
+    watched = looking(model, guide)
+    with watched, torch.no_grad(), poutine.block(), validation(True):
         pair = trace_pair(model, guide, first, {})
         plate = pair.data_plate
     return Prepared(

@@ -9,7 +9,16 @@ import numpy as np
 import pyro
 import torch
 
-__all__ = ["check_seed", "fork", "restore", "seed_all", "snapshot", "untouched", "validation"]
+__all__ = [
+    "check_seed",
+    "fork",
+    "looking",
+    "restore",
+    "seed_all",
+    "snapshot",
+    "untouched",
+    "validation",
+]
 
 
 def seed_all(seed: int) -> None:
@@ -80,6 +89,23 @@ def untouched(seed: int | None = None) -> Iterator[None]:
     store = pyro.get_param_store()
     with fork(seed), store.scope(store.get_state()):
         yield
+
+
+@contextmanager
+def looking(*programs: Any) -> Iterator[None]:
+    """Runs of programs that are to change nothing: random streams and buffers are put back.
+
+    In training mode a forward pass moves the running statistics of batch normalization.
+    """
+    modules = [program for program in programs if isinstance(program, torch.nn.Module)]
+    kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        with fork():
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 def validation(on: bool) -> AbstractContextManager:

@@ -129,7 +129,11 @@ def load_run(
         built = built.to(example)
     paired = factories[1](built) if guide is None else guide
     if hasattr(paired, "setup"):
-        paired.setup(example)
+        rest = tree["data"]["rest"]
+        paired.setup(
+            example,
+            *(torch.zeros(2, *v["shape"], dtype=_dtype(v["dtype"])).to(place) for v in rest),
+        )
     for name, program in (("model", built), ("guide", paired)):
         if isinstance(program, torch.nn.Module):
             restore(program, tree[name], name)

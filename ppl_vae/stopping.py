@@ -33,7 +33,7 @@ class Stopping:
 
     def saw(self, value: float, step: int, weight: Weight) -> bool:
         """Takes in a validation; true if it is the best so far."""
-        if self.best is None or value > self.best:
+        if self.best is None or not self.best >= value:  # a first value of nan gives way
             self.best, self.best_step, self.waited = value, step, 0
             return True
         if weight == self.final_weight:

@@ -154,18 +154,19 @@ def plate_scale(site: Site) -> float:
     return math.prod((frame.full_size or frame.size) / frame.size for frame in frames)
 
 
-def per_datum(site: Site, plate: Any) -> Tensor:
+def per_datum(site: Site, plate: Any, num_data: int | None = None) -> Tensor:
     """A site's log-density for each datum, with masks and scales but not the plates' N/B.
 
     Returns:
         `[B]`, summed over all plates but the data's; a site outside the data plate gives its sum,
-        `[]`, divided by the plate's full size, so that the sum over all data counts it once.
+        `[]`, divided by `num_data` (the plate's full size, if not given), so that the sum over all
+        data counts it once.
     """
     scale = site["scale"] / plate_scale(site)
     log_prob = scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
     inside = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
     if not inside:
-        return log_prob.sum() / (plate.full_size or plate.size)
+        return log_prob.sum() / (num_data or plate.full_size or plate.size)
     return log_prob.movedim(plate.dim, 0).reshape(plate.size, -1).sum(1)
 
 

@@ -78,10 +78,11 @@ class TraceCapacity_ELBO(Estimator):  # noqa: N801 (Pyro's style)
                 kl = kl + site_kl(pair, name).sum()
         plate = pairs[0].data_plate
         num_data = (plate.full_size or plate.size) * self.num_particles
-        target = self.target.to(kl)
+        if self.target.device != kl.device:
+            self.target = self.target.to(kl.device)  # once
         return (
             -reconstruction / self.num_particles
-            + (plate.full_size or plate.size) * self.gamma * (kl / num_data - target).abs()
+            + (plate.full_size or plate.size) * self.gamma * (kl / num_data - self.target).abs()
         )
 
     def _check(self, pair: Pair) -> None:

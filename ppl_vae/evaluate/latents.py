@@ -135,7 +135,8 @@ def _local(guide: Callable, x: Tensor, read: Callable[[dict], Tensor]) -> dict[s
     found = {}
     for name, site in samples(poutine.trace(guide).get_trace(x)):
         frames = {frame.name: frame for frame in site["cond_indep_stack"]}
-        plate = frames.get("data") or next(iter(frames.values()), None)
+        fitting = (frame for frame in frames.values() if frame.size == len(x))
+        plate = frames.get("data") or next(fitting, None)
         if plate is None or plate.dim is None or type(site["fn"]).__name__ == "_Subsample":
             continue
         dim = plate.dim - len(site["fn"].event_shape)

@@ -69,7 +69,7 @@ def elbo_terms(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> T
         ValueError: The pair does not fit, or the model has no plate over the data.
     """
     with torch.no_grad():
-        return _terms(trace_pair(model, guide, args, kwargs))
+        return _terms(trace_pair(model, guide, args, kwargs), None)
 
 
 def average_terms(
@@ -96,7 +96,7 @@ def average_terms(
     """
     with untouched(seed):
         chunks = [
-            _mean([elbo_terms(model, guide, x) for _ in range(num_particles)])
+            _mean([_draw(model, guide, x, len(data)) for _ in range(num_particles)])
             for x in batches(data, batch_size)
         ]
     return Terms(
@@ -111,12 +111,20 @@ def batches(data: Tensor, batch_size: int) -> Iterator[Tensor]:
     return iter(data.split(batch_size))
 
 
-def _terms(pair: Pair) -> Terms:
+def _draw(model: Callable, guide: Callable, x: Tensor, num_data: int) -> Terms:
+    with torch.no_grad():
+        pair = trace_pair(model, guide, (x,), {})
+        plate = pair.data_plate
+        # A plate as long as the chunk does not know of the other data.
+        return _terms(pair, num_data if plate.full_size in (None, plate.size) else None)
+
+
+def _terms(pair: Pair, num_data: int | None) -> Terms:
     plate = pair.data_plate
-    reconstruction = sum(per_datum(site, plate) for _, site in pair.observed)
-    prior = {name: per_datum(site, plate) for name, site, _ in pair.latents}
-    kl = {name: per_datum(site, plate) - prior[name] for name, _, site in pair.latents}
-    kl |= {name: per_datum(site, plate) for name, site in pair.auxiliary}
+    reconstruction = sum(per_datum(site, plate, num_data) for _, site in pair.observed)
+    prior = {name: per_datum(site, plate, num_data) for name, site, _ in pair.latents}
+    kl = {name: per_datum(site, plate, num_data) - prior[name] for name, _, site in pair.latents}
+    kl |= {name: per_datum(site, plate, num_data) for name, site in pair.auxiliary}
     size = (plate.size,)
     return Terms(
         reconstruction.expand(size),  # type: ignore[union-attr]
