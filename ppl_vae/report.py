@@ -107,7 +107,7 @@ _UNITS = (
     "The variance over data of each unit's posterior mean. Units above the line carry information "
     "about the data; the others are switched off (Burda et al., 2016)."
 )
-_SCATTER = "Posterior means of the data; circles are standard deviations of the standard normal. "
+_SCATTER = "Posterior means of the data; faint circles are 1, 2, 3 standard deviations of N(0, I). "
 
 
 def _of_site(
