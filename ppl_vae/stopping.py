@@ -1,5 +1,6 @@
 """Early stopping, by the validation elbo."""
 
+import math
 from dataclasses import dataclass
 
 from ppl_vae.handlers import Weight
@@ -33,7 +34,8 @@ class Stopping:
 
     def saw(self, value: float, step: int, weight: Weight) -> bool:
         """Takes in a validation; true if it is the best so far."""
-        if self.best is None or not self.best >= value:  # a first value of nan gives way
+        # A first value of nan gives way to any other, and nan to none.
+        if self.best is None or value > self.best or math.isnan(self.best) > math.isnan(value):
             self.best, self.best_step, self.waited = value, step, 0
             return True
         if weight == self.final_weight:

@@ -1,5 +1,7 @@
 """What goes wrong quietly elsewhere: modes, buffers, weights that move, latents that are shared."""
 
+import math
+import signal
 from functools import partial
 
 import pyro
@@ -8,7 +10,7 @@ import pytest
 import torch
 from pyro.nn import PyroModule
 from torch import nn
-from torch.optim import LBFGS, Adam
+from torch.optim import LBFGS, SGD, Adam
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import TensorDataset
 
@@ -19,6 +21,7 @@ from ppl_vae.evaluate import active_units, average_terms, posterior_means
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
 from ppl_vae.models import VAE
 from ppl_vae.schedules import Linear
+from ppl_vae.stopping import Stopping
 
 
 def data(num=48, size=6):
@@ -60,6 +63,66 @@ def test_best_of_a_point_mass_is_judged_at_the_last_weight():
     values = {v["step"]: v["reconstruction"] + v["log_prior"]["z"] for v in validations}
     assert result.best_step == max(values, key=values.get)
     assert result.best_elbo == pytest.approx(max(values.values()), rel=1e-12)
+
+
+def test_values_under_several_weights_are_not_compared():
+    model = VAE((6,), latent_dim=2, hidden=(8,))
+    guide = DeltaGuide(model, hidden=(8,))
+    result = fit(model, guide, data(), num_steps=20, schedule=Linear(20), eval_every=5,
+                 optimizer=partial(SGD, lr=0.0))  # fmt: skip
+    line = next(line for line in result.metrics if line["split"] == "valid")
+    # Nothing moves: the first is the best, at the last weight, 1, and not at its own.
+    expected = line["reconstruction"] + line["log_prior"]["z"]
+    assert (result.best_step, result.best_elbo) == (5, pytest.approx(expected, rel=1e-12))
+
+
+def test_nan_is_never_the_best_for_long():
+    stopping = Stopping(None, 1.0)
+    seen = [stopping.saw(v, step, 1.0) for step, v in enumerate([math.nan, -3.0, math.nan, -2.0])]
+    assert seen == [True, True, False, True] and stopping.best == -2.0
+
+
+def test_ctrl_c_in_the_last_step_finds_the_run_complete():
+    def schedule(step):
+        if step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    assert fit(*pair(), data(), num_steps=4, schedule=schedule).num_steps == 4
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4 of 5"):
+        fit(*pair(), data(), num_steps=5, schedule=schedule)
+
+
+def test_baselines_are_resumed(tmp_path):
+    def train(out, num_steps, resume=False):
+        torch.manual_seed(0)
+        logits = nn.Linear(6, 1)
+
+        def model(x):
+            with pyro.plate("data", len(x), dim=-1):
+                k = pyro.sample("k", dist.Bernoulli(0.5))
+                loc = pyro.param("loc", torch.zeros(6)) * k.unsqueeze(-1)
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+        def guide(x):
+            pyro.module("logits", logits)
+            baseline = {"use_decaying_avg_baseline": True}
+            with pyro.plate("data", len(x), dim=-1):
+                fn = dist.Bernoulli(logits=logits(x).squeeze(-1))
+                pyro.sample("k", fn, infer={"baseline": baseline})
+
+        x = torch.rand(16, 6)
+        estimator = pyro.infer.TraceGraph_ELBO()
+        fit(model, guide, x, num_steps=num_steps, estimator=estimator, out=out, resume=resume,
+            optimizer=partial(Adam, lr=1e-2))  # fmt: skip
+        return RunDirectory(out).load()["param"]
+
+    whole = train(tmp_path / "whole", 12)
+    train(tmp_path / "cut", 6)
+    resumed = train(tmp_path / "cut", 12, resume=True)
+    assert any("baseline" in name for name in whole)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_patience_keeps_the_best_in_memory_and_on_disk(tmp_path):
