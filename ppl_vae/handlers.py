@@ -12,12 +12,14 @@ __all__ = [
     "ScaleLatentsMessenger",
     "Weight",
     "is_weighted",
+    "same_scale",
     "scale_latents",
     "weight_of",
     "weighted",
 ]
 
 _KEY = "kl_weights"
+_REST = "scale_without_kl_weight"
 
 Weight = float | torch.Tensor | Mapping[str, float | torch.Tensor]
 
@@ -62,7 +64,7 @@ class ScaleLatentsMessenger(Messenger):
     """The handler behind `scale_latents`.
 
     It leaves the weight in the site's `infer` dictionary, so that an estimator can tell it from a
-    plate's N/B and from a user's own `poutine.scale` (`weight_of`).
+    plate's N/B and from a user's own `poutine.scale` (`weight_of`, `same_scale`).
     """
 
     def __init__(self, weight: Weight) -> None:
@@ -79,11 +81,11 @@ class ScaleLatentsMessenger(Messenger):
             if msg["name"] not in weight:
                 return
             weight = weight[msg["name"]]
-        msg["scale"] = msg["scale"] * weight
+        rest, msg["scale"] = msg["scale"], msg["scale"] * weight
         # By handler, since replaying hands the guide's `infer` to the model, this handler's weight
         # included. And in a new dictionary: a user may hand one `infer` to several sites.
         weights = {**msg["infer"].get(_KEY, {}), id(self): weight}
-        msg["infer"] = {**msg["infer"], _KEY: weights}
+        msg["infer"] = {**msg["infer"], _KEY: weights, _REST: rest}
 
 
 def weight_of(site: dict) -> float | torch.Tensor:
@@ -96,10 +98,32 @@ def is_weighted(site: dict) -> bool:
     return _KEY in site["infer"]
 
 
+def same_scale(site: dict, other: dict) -> bool:
+    """Whether two sites have one scale: plates, KL weight and a user's own `poutine.scale`.
+
+    No tensor's value is looked at: where a scale is one, the KL weights must be the same objects,
+    and what they multiply equal numbers.
+    """
+    scales = [site["scale"], other["scale"]]
+    if any(isinstance(scale, torch.Tensor) for scale in scales):
+        one, two = site["infer"].get(_KEY, {}), other["infer"].get(_KEY, {})
+        if one.keys() != two.keys() or not all(_same(one[key], two[key]) for key in one):
+            return False
+        scales = [site["infer"].get(_REST), other["infer"].get(_REST)]
+    numbers = all(isinstance(scale, int | float) for scale in scales)
+    return numbers and scales[0] == scales[1]
+
+
 def weighted(weight: Weight) -> AbstractContextManager:
     """`scale_latents(weight)`, or nothing at all where the weight is exactly 1."""
     unit = isinstance(weight, Real) and weight == 1
     return nullcontext() if unit else scale_latents(weight)
+
+
+def _same(one: float | torch.Tensor, other: float | torch.Tensor) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+        return one is other
+    return one == other
 
 
 def _check(weight: object, where: str) -> None:

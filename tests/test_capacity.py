@@ -13,7 +13,7 @@ import zoo
 from pyro import poutine
 from torch.distributions import Normal, kl_divergence
 
-from ppl_vae.estimators import TraceCapacity_ELBO
+from ppl_vae.estimators import TraceAnalyticKL_ELBO, TraceCapacity_ELBO
 from ppl_vae.estimators.kl import site_kl
 from ppl_vae.estimators.pair import trace_pair
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
@@ -42,7 +42,7 @@ def bernoulli(logits, x):
 def test_one_level_is_the_formula(how, capacity):
     model = VAE((6,), 3, (5,))
     guide, x = MeanFieldGuide(model, hidden=(5,)), torch.rand(7, 6).round()
-    elbo = TraceCapacity_ELBO(20.0, Constant(capacity), *how, max_plate_nesting=1)
+    elbo = TraceCapacity_ELBO(20.0, Constant(capacity), TraceAnalyticKL_ELBO(*how, 1))
     torch.manual_seed(3)
     value = elbo.loss_and_grads(model, guide, x)
     found = gradients(model, guide)
@@ -88,7 +88,8 @@ def test_a_subsample_stands_for_all_data():
     x = torch.randn(6, 2)
     for how in ((1, True), (3, True), (3, False)):
         torch.manual_seed(3)
-        found = TraceCapacity_ELBO(20.0, Constant(0.3), *how).loss(model, guide, x)
+        elbo = TraceCapacity_ELBO(20.0, Constant(0.3), TraceAnalyticKL_ELBO(*how))
+        found = elbo.loss(model, guide, x)
         torch.manual_seed(3)
         if how[1]:
             noise = torch.randn(how[0], 6, 2)
@@ -152,7 +153,9 @@ def test_a_kl_weight_is_refused(weight):
 
 def test_a_point_mass_is_refused():
     model = zoo.MODELS["VAE"]()
-    with pytest.raises(ValueError, match="TraceCapacity_ELBO needs the KL.*DeltaGuide.*MeanField"):
+    with pytest.raises(
+        ValueError, match="TraceCapacity_ELBO needs the density.*DeltaGuide.*MeanField"
+    ):
         TraceCapacity_ELBO().loss(model, DeltaGuide(model), zoo.batch(model))
 
 

@@ -1,10 +1,10 @@
 """The base of the estimators: what every `pyro.infer.ELBO` of ours promises.
 
-Shapes: K particles, B data.
+Shapes: M outer samples, K particles, B data.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppl_vae.configurable import Configurable
-from ppl_vae.estimators.pair import Pair, trace_pair
+from ppl_vae.estimators.pair import PARTICLES, Pair, trace_pair
 from ppl_vae.randomness import fork
 
 __all__ = ["Estimator"]
@@ -34,7 +34,9 @@ class Estimator(Configurable, ELBO):
     Gradients reach every tensor that the programs use, whether or not Pyro saw it as a parameter
     (Pyro's own `loss_and_grads` skips them silently where no `param` statement is in the trace).
 
-    To write one: subclass and define `_loss(pairs)`.
+    To write one: subclass `TermwiseEstimator` (a KL for each site), `WeightEstimator` (log weights
+    of each datum) or `ScoreEstimator` (no reparameterization), which do the rest; or this class,
+    and define `_loss(pairs)`.
 
     Args:
         num_particles: K, how many times the guide is drawn.
@@ -42,30 +44,48 @@ class Estimator(Configurable, ELBO):
             take a leading batch dimension. Otherwise one after the other, in a loop.
         max_plate_nesting: How many plate dimensions the programs use; found by one run of the pair
             if not given, and kept: use one estimator for one pair.
+        num_outer: M, how many times the whole estimate with its K particles is made; their mean is
+            taken.
 
     Raises:
-        ValueError: `num_particles` is below 1; model and guide do not sample the same sites.
+        ValueError: `num_particles` or `num_outer` is below 1; model and guide do not sample the
+            same sites.
     """
 
     #: Whether minus the loss is a lower bound of log p(x), or a point estimate of one.
     is_bound = True
+    #: The smallest K for which the estimator is defined.
+    min_particles = 1
 
     def __init__(
         self,
         num_particles: int = 1,
         vectorize_particles: bool = True,
         max_plate_nesting: int | None = None,
+        num_outer: int = 1,
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(
-                f"{type(self).__name__}: num_particles is {num_particles}; accepted is >= 1"
-            )
+        least = self.min_particles
+        for what, value, low in (("particles", num_particles, least), ("outer", num_outer, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+                raise ValueError(
+                    f"{type(self).__name__}: num_{what} is {value!r}; accepted is >= {low}"
+                )
+        self.num_outer = num_outer
+        self.num_draws = num_outer * num_particles
         nesting = float("inf") if max_plate_nesting is None else max_plate_nesting
         super().__init__(
-            num_particles=num_particles,
+            num_particles=self.num_draws,
             max_plate_nesting=nesting,
             vectorize_particles=vectorize_particles,
         )
+        self.num_particles = num_particles
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the estimator remembers from step to step, for a checkpoint; most: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes `state_dict` back."""
 
     def set_step(self, step: int) -> None:
         """Tells the estimator the number of the step to come; `fit` does. Most ignore it."""
@@ -90,23 +110,25 @@ class Estimator(Configurable, ELBO):
 
     @abstractmethod
     def _loss(self, pairs: list[Pair]) -> Tensor:
-        """The loss, `[]`, from one pair with K particles, or from K pairs with one each."""
+        """The loss, `[]`, from one pair with all M K particles, or from M K pairs with one each."""
+
+    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
+        """Runs the guide, and the model against it; what is stopped on the way is up to this."""
+        return trace_pair(model, guide, args, kwargs)
 
     def _evaluate(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Tensor:
         return self._loss(list(self._pairs(model, guide, args, kwargs)))
 
     def _pairs(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[Pair]:
-        if not (self.vectorize_particles and self.num_particles > 1):
-            for _ in range(self.num_particles):
-                yield trace_pair(model, guide, args, kwargs)
+        if not (self.vectorize_particles and self.num_draws > 1):
+            for _ in range(self.num_draws):
+                yield self._run(model, guide, args, kwargs)
             return
         if self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         # Pyro counts the particles' own dimension into `max_plate_nesting`.
-        plate = pyro.plate(
-            "num_particles_vectorized", self.num_particles, dim=-self.max_plate_nesting
-        )
-        yield trace_pair(plate(model), plate(guide), args, kwargs)
+        plate = pyro.plate(PARTICLES, self.num_draws, dim=-self.max_plate_nesting)
+        yield self._run(plate(model), plate(guide), args, kwargs)
 
     def _guess_max_plate_nesting(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict

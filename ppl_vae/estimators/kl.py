@@ -1,12 +1,20 @@
 """KL divergences of one latent site: in closed form where there is one, sampled where not."""
 
+import math
 from typing import Any
 
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import (
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    kl_divergence,
+)
 
 from ppl_vae.estimators.pair import Pair, Site
+from ppl_vae.handlers import same_scale
 
 __all__ = ["site_kl"]
 
@@ -22,7 +30,8 @@ def site_kl(pair: Pair, name: str) -> Tensor:
     of z1 depends on z2, drawn from z1: the closed form would be wrong there.)
     """
     model_site, guide_site = pair.model_trace.nodes[name], pair.guide_trace.nodes[name]
-    if _is_conditional(pair, name) and _same_scale(model_site, guide_site):
+    same_mask = model_site["mask"] is guide_site["mask"]
+    if _is_conditional(pair, name) and same_mask and same_scale(model_site, guide_site):
         closed = _closed_form(guide_site["fn"], model_site["fn"])
         if closed is not None:
             return scale_and_mask(closed, guide_site["scale"], guide_site["mask"])
@@ -45,21 +54,24 @@ def _is_conditional(pair: Pair, name: str) -> bool:
     return set(upstream) <= drawn
 
 
-def _same_scale(model_site: Site, guide_site: Site) -> bool:
-    """Whether one scale and mask serve for both; a user's own may stand in one program alone."""
-    scales = model_site["scale"], guide_site["scale"]
-    masks = model_site["mask"], guide_site["mask"]
-    numbers = all(isinstance(scale, int | float) for scale in scales)
-    return masks[0] is masks[1] and (scales[0] == scales[1] if numbers else False)
-
-
 def _is_latent(site: Site) -> bool:
     return site["type"] == "sample" and not site["is_observed"]
 
 
 def _closed_form(q: Any, p: Any) -> Tensor | None:
     # Pyro's plates expand distributions; torch registers KLs for the plain classes underneath.
+    p = p.expand(q.batch_shape)
+    diagonal = p.base_dist if isinstance(p, Independent) else None
+    if isinstance(q, MultivariateNormal | LowRankMultivariateNormal) and (
+        isinstance(diagonal, Normal) and p.reinterpreted_batch_ndims == 1
+    ):
+        # torch has no such pair.
+        variance, log_det = diagonal.variance, 2 * diagonal.scale.log().sum(-1)
+        distance = (q.variance + (q.mean - diagonal.loc) ** 2) / variance - 1
+        # The entropy of a normal is half of log det(2 pi e S).
+        entropy = q.entropy() - 0.5 * q.event_shape[0] * math.log(2 * math.pi * math.e)
+        return 0.5 * (distance.sum(-1) + log_det) - entropy
     try:
-        return kl_divergence(q, p.expand(q.batch_shape))
+        return kl_divergence(q, p)
     except NotImplementedError:
         return None

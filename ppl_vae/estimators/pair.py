@@ -15,9 +15,24 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-__all__ = ["Pair", "check_pair", "per_datum", "plate_scale", "samples", "trace_pair"]
+__all__ = [
+    "PARTICLES",
+    "Pair",
+    "check_pair",
+    "join",
+    "per_datum",
+    "per_particle",
+    "plate_scale",
+    "run_guide",
+    "run_model",
+    "samples",
+    "trace_pair",
+]
 
 Site = dict[str, Any]
+
+#: The plate in which particles are drawn at once, left of the model's own.
+PARTICLES = "num_particles_vectorized"
 
 
 @dataclass(frozen=True)
@@ -82,22 +97,39 @@ def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> P
         ValueError: The two do not sample the same sites, or events of different shapes; or the
             guide observes something.
     """
-    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    if told := [name for name, site in samples(guide_trace) if site["is_observed"]]:
+    guide_trace = run_guide(guide, args, kwargs)
+    return join(run_model(model, guide_trace, args, kwargs), guide_trace)
+
+
+def run_guide(guide: Callable, args: tuple, kwargs: dict) -> poutine.Trace:
+    """The trace of a guide; a `ValueError` if it observes something."""
+    trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    if told := [name for name, site in samples(trace) if site["is_observed"]]:
         raise ValueError(
             f"model and guide do not fit: the guide observes {_names(told)}; a guide observes "
             "nothing"
         )
+    return trace
+
+
+def run_model(
+    model: Callable, guide_trace: poutine.Trace, args: tuple, kwargs: dict
+) -> poutine.Trace:
+    """The trace of a model at the values of a guide's; a `ValueError` where an event differs."""
     replayed = poutine.replay(model, trace=guide_trace)
     events = _CheckEvents(guide_trace)
     try:
         with events:
-            model_trace = poutine.trace(replayed).get_trace(*args, **kwargs)
+            return poutine.trace(replayed).get_trace(*args, **kwargs)
     except ValueError:
         # Pyro adds a page of shapes to whatever is raised in a program.
         if events.problem is None:
             raise
         raise ValueError(events.problem) from None
+
+
+def join(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Pair:
+    """The pair of two traces, checked, their log-densities computed."""
     pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
     check_pair(pair)
     pair.model_trace.compute_log_prob()
@@ -168,6 +200,26 @@ def per_datum(site: Site, plate: Any, num_data: int | None = None) -> Tensor:
     if not inside:
         return log_prob.sum() / (num_data or plate.full_size or plate.size)
     return log_prob.movedim(plate.dim, 0).reshape(plate.size, -1).sum(1)
+
+
+def per_particle(site: Site, plate: Any, log_prob: Any = None) -> Tensor:
+    """A site's log-density for each particle and datum, without the plates' N/B.
+
+    Args:
+        site: A site in the data plate, and in the plate of the particles where there is one.
+        plate: The frame of the data plate.
+        log_prob: In place of the site's own, scaled and masked, log-density: `[*plates]`.
+
+    Returns:
+        `[K, B]`, summed over all other plates; K is 1 where there is no plate of particles.
+    """
+    if log_prob is None:
+        scale = plate_scale(site)
+        log_prob = site["log_prob"] if scale == 1 else site["log_prob"] / scale
+    if not any(frame.name == PARTICLES for frame in site["cond_indep_stack"]):
+        log_prob = log_prob.unsqueeze(0)
+    kept = log_prob.movedim(plate.dim, 1)
+    return kept if kept.dim() == 2 else kept.flatten(2).sum(-1)
 
 
 def samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:

@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from ppl_vae.estimators.base import Estimator
-from ppl_vae.estimators.pair import Pair, samples
+from ppl_vae.estimators.pair import Pair
+from ppl_vae.estimators.termwise import TermwiseEstimator
 
 __all__ = ["Trace_ELBO"]
 
 
-class Trace_ELBO(Estimator):  # noqa: N801 (Pyro's style)
+class Trace_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The evidence lower bound, every term sampled, with pathwise gradients.
 
     .. math:: \log p(x) \ge E_{q(z | x)}[\log p(x, z) - \log q(z | x)]
@@ -24,6 +24,7 @@ class Trace_ELBO(Estimator):  # noqa: N801 (Pyro's style)
         num_particles: K.
         vectorize_particles: Draw the particles at once; see `Estimator`.
         max_plate_nesting: Found by one run if not given; see `Estimator`.
+        num_outer: M; all M K draws are averaged.
 
     Raises:
         ValueError: The guide has a site that is not reparameterized, or does not fit the model.
@@ -39,23 +40,5 @@ class Trace_ELBO(Estimator):  # noqa: N801 (Pyro's style)
         (torch.Size([]), True)
     """
 
-    def _loss(self, pairs: list[Pair]) -> Tensor:
-        elbo = 0.0
-        for pair in pairs:
-            _check_reparameterized(pair)
-            for _, site in samples(pair.model_trace):
-                elbo = elbo + site["log_prob"].sum()
-            for _, site in samples(pair.guide_trace):
-                elbo = elbo - site["log_prob"].sum()
-        return -elbo / self.num_particles  # type: ignore[return-value, operator]
-
-
-def _check_reparameterized(pair: Pair) -> None:
-    for name, site in samples(pair.guide_trace):
-        if not site["fn"].has_rsample:
-            raise ValueError(
-                f"Trace_ELBO needs reparameterized guides, and the guide samples '{name}' from "
-                f"{type(site['fn']).__name__}, which is not. Accepted there are Pyro's own "
-                "estimators: pyro.infer.Trace_ELBO, TraceGraph_ELBO, or TraceEnum_ELBO for a "
-                "discrete site that can be enumerated"
-            )
+    def _kl(self, pair: Pair, name: str) -> Tensor:
+        return pair.guide_trace.nodes[name]["log_prob"] - pair.model_trace.nodes[name]["log_prob"]

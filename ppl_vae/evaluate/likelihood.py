@@ -10,14 +10,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import Pair, plate_scale, trace_pair
+from ppl_vae.estimators.pair import PARTICLES, Pair, trace_pair
+from ppl_vae.estimators.particles import Particles
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.terms import batches
 from ppl_vae.randomness import untouched
 
 __all__ = ["log_marginal"]
-
-_INNER = "num_particles_vectorized"
 
 
 def log_marginal(
@@ -93,26 +92,9 @@ def _one_batch(
 
 
 def _log_weights(model: Callable, guide: Callable, x: Tensor, size: int, depth: int) -> Tensor:
-    plate = pyro.plate(_INNER, size, dim=-depth - 1)
+    plate = pyro.plate(PARTICLES, size, dim=-depth - 1)
     pair = trace_pair(plate(model), plate(guide), (x,), {})
-    log_w = torch.zeros((), dtype=x.dtype, device=x.device)
-    data_plate = pair.data_plate
-    for _, site in pair.observed:
-        log_w = log_w + _per_particle(site, data_plate, size, depth)
-    for _, model_site, guide_site in pair.latents:
-        log_w = log_w + _per_particle(model_site, data_plate, size, depth)
-        log_w = log_w - _per_particle(guide_site, data_plate, size, depth)
-    for _, site in pair.auxiliary:
-        log_w = log_w - _per_particle(site, data_plate, size, depth)
-    return log_w
-
-
-def _per_particle(site: dict, plate: object, size: int, depth: int) -> Tensor:
-    """A site's log-density for each particle and datum, `[K, B]`, plates' N/B divided out."""
-    log_prob = site["log_prob"] / plate_scale(site)
-    log_prob = log_prob.expand(size, *log_prob.shape[log_prob.dim() - depth :])
-    kept = log_prob.movedim(plate.dim, 1)  # type: ignore[attr-defined]
-    return kept.reshape(size, kept.shape[1], -1).sum(-1)
+    return Particles([pair], 1, size).log_weights.squeeze(0)
 
 
 def _depth(pair: Pair) -> int:
