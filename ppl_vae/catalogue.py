@@ -14,6 +14,7 @@ _BASES: dict[str, tuple[ModuleType, type]] = {
     "decoders": (models, models.Decoder),
     "guides": (guides, guides.Guide),
     "estimators": (estimators, estimators.Estimator),
+    "baselines": (estimators, estimators.Baseline),
     "schedules": (schedules, schedules.Schedule),
 }
 

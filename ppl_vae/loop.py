@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.diagnosis import NonFiniteError, diagnose
+from ppl_vae.estimators import Estimator
 from ppl_vae.evaluate import Terms, average_terms, elbo_terms
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
@@ -132,6 +133,7 @@ class Loop:
             **self._parameters(),
             **self._about(),
             "optimizer": self.optimizers.state_dict(),
+            "estimator": self._remembered(),
             "random": snapshot(),
             "progress": {
                 "step": self.step,
@@ -145,6 +147,8 @@ class Loop:
         """Goes on from `state_dict`."""
         self._load_parameters(state)
         self.optimizers.load_state_dict(state["optimizer"])
+        if state.get("estimator"):
+            self.estimator.load_state_dict(state["estimator"])
         progress = state["progress"]
         self.step = progress["step"]
         self.prepared.stream.seek(progress["epoch"], progress["position"])
@@ -223,6 +227,11 @@ class Loop:
             "this step changed anything; try a smaller learning rate, clip_grad_norm, or a KL "
             "warm-up"
         )
+
+    def _remembered(self) -> dict[str, Tensor]:
+        """What an estimator of ours keeps from step to step, such as a baseline."""
+        state = self.estimator.state_dict() if isinstance(self.estimator, Estimator) else {}
+        return {name: value.detach().clone() for name, value in state.items()}
 
     def _about(self) -> dict[str, Any]:
         shape, dtype = self.prepared.data_shape, str(self.prepared.dtype).removeprefix("torch.")

@@ -46,11 +46,32 @@ GUIDES = {
     "DeltaGuide": lambda model: guides.DeltaGuide(model, hidden=(5, 4), activation="tanh"),
 }
 
+
+def _around(cls, **options):
+    """A modifier around `TraceAnalyticKL_ELBO`, which then takes the particles."""
+    return lambda **how: cls(estimator=estimators.TraceAnalyticKL_ELBO(**how), **options)
+
+
 ESTIMATORS = {
     "Trace_ELBO": estimators.Trace_ELBO,
-    "TraceCapacity_ELBO": partial(
+    "TraceAnalyticKL_ELBO": estimators.TraceAnalyticKL_ELBO,
+    "TraceSTL_ELBO": estimators.TraceSTL_ELBO,
+    "TraceIWAE_ELBO": estimators.TraceIWAE_ELBO,
+    "TraceIWAESTL_ELBO": estimators.TraceIWAESTL_ELBO,
+    "TraceDReG_ELBO": estimators.TraceDReG_ELBO,
+    "TraceMIWAE_ELBO": partial(estimators.TraceMIWAE_ELBO, num_outer=3),
+    "TracePIWAE_ELBO": partial(estimators.TracePIWAE_ELBO, num_outer=3),
+    "TraceCIWAE_ELBO": partial(estimators.TraceCIWAE_ELBO, elbo_weight=0.3),
+    "TraceRenyi_ELBO": partial(estimators.TraceRenyi_ELBO, alpha=0.4),
+    "TraceTVO_ELBO": partial(estimators.TraceTVO_ELBO, num_partitions=3),
+    "TraceScoreFunction_ELBO": estimators.TraceScoreFunction_ELBO,
+    "TraceVIMCO_ELBO": estimators.TraceVIMCO_ELBO,
+    "TraceOVIS_ELBO": partial(estimators.TraceOVIS_ELBO, gamma=0.5),
+    "TraceRWS_ELBO": partial(estimators.TraceRWS_ELBO, insomnia=0.5),
+    "TraceCapacity_ELBO": _around(
         estimators.TraceCapacity_ELBO, gamma=3.0, capacity=schedules.Constant(0.5)
     ),
+    "TraceFreeBits_ELBO": _around(estimators.TraceFreeBits_ELBO, nats=0.1),
 }
 
 SCHEDULES = {
@@ -62,8 +83,15 @@ SCHEDULES = {
     "PerSite": lambda: schedules.PerSite({"z1": schedules.Linear(4), "z2": schedules.Constant(1)}),
 }
 
-# Estimators that refuse a guide, on purpose: (estimator, guide).
-REFUSED = {("TraceCapacity_ELBO", "DeltaGuide")}
+# Estimators that refuse a guide, on purpose: (estimator, guide). A point mass has no density.
+REFUSED = {(name, "DeltaGuide") for name in ESTIMATORS if name != "Trace_ELBO"}
+
+
+def estimator(name, num_particles, **how):
+    """An estimator with so many particles, or as few as it takes."""
+    return ESTIMATORS[name](
+        num_particles=max(num_particles, ESTIMATORS[name]().min_particles), **how
+    )
 
 
 def batch(model, num_data=5, seed=1):

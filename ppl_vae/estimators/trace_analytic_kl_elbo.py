@@ -1,7 +1,10 @@
 """The evidence lower bound, KL terms in closed form where there is one."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 
+from ppl_vae.estimators.checks import check_density
 from ppl_vae.estimators.kl import site_kl
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.termwise import TermwiseEstimator
@@ -22,7 +25,8 @@ class TraceAnalyticKL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
     every KL is multiplied by it, closed or sampled. Cost: that of `Trace_ELBO`.
 
     Raises:
-        ValueError: The guide has a site that is not reparameterized, or does not fit the model.
+        ValueError: The guide has a site that is not reparameterized, or no density, or does not
+            fit the model.
 
     References:
         Kingma and Welling (2014), the estimator of their equation 7.
@@ -33,6 +37,11 @@ class TraceAnalyticKL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
         >>> elbo(torch.rand(3, 784).round()).shape
         torch.Size([])
     """
+
+    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
+        pair = super()._run(model, guide, args, kwargs)
+        check_density(pair, type(self).__name__)
+        return pair
 
     def _kl(self, pair: Pair, name: str) -> Tensor:
         return site_kl(pair, name)
