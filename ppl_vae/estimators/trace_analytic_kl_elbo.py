@@ -1,7 +1,5 @@
 """The evidence lower bound, KL terms in closed form where there is one."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from ppl_vae.estimators.checks import check_density
@@ -38,10 +36,6 @@ class TraceAnalyticKL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
         torch.Size([])
     """
 
-    def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
-        pair = super()._run(model, guide, args, kwargs)
-        check_density(pair, type(self).__name__)
-        return pair
-
     def _kl(self, pair: Pair, name: str) -> Tensor:
+        check_density(pair, type(self).__name__)
         return site_kl(pair, name)

@@ -41,9 +41,8 @@ class TraceSTL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
     """
 
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
-        pair = trace_path_pair(model, guide, args, kwargs)
-        check_density(pair, type(self).__name__)
-        return pair
+        return trace_path_pair(model, guide, args, kwargs)
 
     def _kl(self, pair: Pair, name: str) -> Tensor:
+        check_density(pair, type(self).__name__)
         return pair.guide_trace.nodes[name]["log_prob"] - pair.model_trace.nodes[name]["log_prob"]

@@ -2,6 +2,7 @@
 
 from ppl_vae.models.base import Model
 from ppl_vae.models.convolutional import ConvDecoder, ConvEncoder
+from ppl_vae.models.gaussian_mixture import GaussianMixtureVAE
 from ppl_vae.models.hierarchical import HierarchicalVAE
 from ppl_vae.models.likelihoods import (
     Bernoulli,
@@ -30,6 +31,7 @@ __all__ = [
     "DenseEncoder",
     "Encoder",
     "Gaussian",
+    "GaussianMixtureVAE",
     "HierarchicalLinearGaussian",
     "HierarchicalVAE",
     "Laplace",
