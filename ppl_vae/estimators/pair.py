@@ -80,7 +80,8 @@ class Pair:
         Raises:
             ValueError: There is none.
         """
-        frames = [frame for _, site in self.observed for frame in site["cond_indep_stack"]]
+        stacks = [frame for _, site in self.observed for frame in site["cond_indep_stack"]]
+        frames = [frame for frame in stacks if frame.name != PARTICLES]
         named = [frame for frame in frames if frame.name == "data"]
         if not (named or frames):
             raise ValueError(
