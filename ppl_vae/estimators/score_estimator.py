@@ -26,9 +26,9 @@ class ScoreEstimator(WeightEstimator):
 
     Args:
         num_particles: K.
-        pathwise: Take the pathwise derivative of the sites that are reparameterized, which has less
-            variance, and the score of the others alone; else the score of every site, as the
-            papers do.
+        pathwise: Take the pathwise derivative of the sites that are reparameterized, and the score
+            of the others alone; else the score of every site, as the papers do. Which of them has
+            less variance depends on the pair.
         vectorize_particles: Draw the particles at once; see `Estimator`.
         max_plate_nesting: Found by one run if not given; see `Estimator`.
         num_outer: M.
