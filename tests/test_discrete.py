@@ -356,3 +356,20 @@ def test_a_weight_without_a_derivation_is_refused(name, weight):
     pair = Mixture()
     with scale_latents(weight), pytest.raises(ValueError, match=f"{name} takes no KL weight"):
         zoo.estimator(name, 3).loss(pair.model, pair.guide, X)
+
+
+@pytest.mark.parametrize("schedule", [None, ppl_vae.schedules.Constant(0.3)])
+def test_enumeration_in_the_model_is_refused_in_words_of_our_own(schedule):
+    model, guide = gaussian_mixture()
+
+    def only_z(x):
+        with pyro.plate("data", len(x), dim=-1):
+            scale = pyro.param("s", torch.tensor(0.5))
+            pyro.sample("z", dist.Normal(torch.zeros(2), scale).to_event(1))
+
+    message = "'y' which the guide does not; the model enumerates 'y' itself, where a KL weight"
+    with pytest.raises(ValueError, match=message):
+        ppl_vae.fit(
+            pyro.infer.config_enumerate(model), only_z, torch.randn(20, 4), num_steps=2,
+            schedule=schedule, estimator=TraceEnum_ELBO(max_plate_nesting=1),
+        )  # fmt: skip

@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
+
+from ppl_vae.catalogue import catalogue
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,6 +25,18 @@ def test_every_python_block_runs(monkeypatch, tmp_path, capsys):
     assert re.search(r"log p\(x\) = -\d+\.\d+ ± \d+\.\d+ nats per image", capsys.readouterr().out)
     # What the text says of plain SVI: nothing of `fit` is left behind.
     assert namespace["result"].num_steps == 400
+
+
+@pytest.mark.parametrize("kind", ["models", "guides", "estimators", "schedules", "likelihoods"])
+def test_everything_that_there_is_has_its_line(kind):
+    missing = [name for name in catalogue(kind) if f"`{name}`" not in README.read_text()]
+    assert not missing
+
+
+def test_the_table_of_estimators_is_about_all_of_them():
+    rows = re.findall(r"^\| `(\w+_ELBO)` \|(.*)\|$", README.read_text(), re.MULTILINE)
+    assert {name for name, _ in rows} == set(catalogue("estimators"))
+    assert all(len(re.split(r"(?<!\\)\|", rest)) == 5 for _, rest in rows)
 
 
 def test_every_command_is_one_that_there_is():
