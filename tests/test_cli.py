@@ -1,6 +1,7 @@
 """`ppl-vae`: what the user may say is understood, and means what the library means by it."""
 
 import json
+import math
 import re
 import runpy
 import subprocess
@@ -15,7 +16,9 @@ import yaml
 import ppl_vae.training
 from ppl_vae.catalogue import KINDS, catalogue
 from ppl_vae.cli import main
+from ppl_vae.evaluate import class_probabilities
 from ppl_vae.report import write_report
+from ppl_vae.runs import load_run
 
 SMALL = ["--model.hidden", "[8]", "--guide.hidden", "[8]"]
 TINY = ["train", "--data", "data.npz", "--num_steps", "3", "--tensorboard", "false", *SMALL]
@@ -143,6 +146,16 @@ UNDERSTOOD = {
         "--estimator.capacity.num_steps 9", "estimator",
         entry("ppl_vae.estimators.TraceCapacity_ELBO",
               capacity=entry("ppl_vae.schedules.Linear", num_steps=9))),
+    "estimator with an estimator inside": (
+        "--estimator TraceFreeBits_ELBO --estimator.nats 0.2 --estimator.estimator TraceSTL_ELBO "
+        "--estimator.estimator.num_particles 3", "estimator",
+        entry("ppl_vae.estimators.TraceFreeBits_ELBO", nats=0.2,
+              estimator=entry("ppl_vae.estimators.TraceSTL_ELBO", num_particles=3))),
+    "estimator with a baseline inside": (
+        "--estimator TraceScoreFunction_ELBO --estimator.baseline DecayingAverage "
+        "--estimator.baseline.decay 0.5", "estimator",
+        entry("ppl_vae.estimators.TraceScoreFunction_ELBO",
+              baseline=entry("ppl_vae.estimators.DecayingAverage", decay=0.5))),
     "schedule argument without the class": (
         "--schedule.value 0", "schedule", entry("ppl_vae.schedules.Constant", value=0.0)),
     "schedule for each site": (
@@ -232,6 +245,43 @@ def test_from_train_to_list(ppl_vae_, monkeypatch):
 
     listed = ppl_vae_("list", "runs")
     assert re.fullmatch(r"runs/a  elbo -\d+\.\d\d\n", listed)
+
+
+MIXTURES = {
+    "enumerated": "--guide.enumerate true --estimator pyro.infer.TraceEnum_ELBO "
+                  "--estimator.max_plate_nesting 1",
+    "score function": "--estimator TraceScoreFunction_ELBO --estimator.num_particles 2 "
+                      "--estimator.pathwise true",
+    "VIMCO": "--estimator TraceVIMCO_ELBO",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MIXTURES.values(), ids=MIXTURES.keys())
+def test_a_mixture_from_train_to_report(ppl_vae_, monkeypatch, words):
+    for name in ("ppl_vae.report.write_report", "ppl_vae.training.write_report"):
+        monkeypatch.setattr(name, write_report, raising=False)
+    rng = np.random.default_rng(0)
+    np.savez("images.npz", train=rng.random((40, 1, 4, 4)).round(), test=rng.random((30, 1, 4, 4)))
+    printed = ppl_vae_(
+        "train", "--data", "images.npz", "--binarize", "fixed", "--num_steps", 3, "--tensorboard",
+        "false", "--out", "a", "--model", "GaussianMixtureVAE", "--model.num_components", 3,
+        "--model.latent_dim", 2, "--guide", "GaussianMixtureGuide", *SMALL, *words.split(),
+    )  # fmt: skip
+    results = json.loads(Path("a/results.json").read_text())
+    assert set(results["kl"]) == {"y", "z"}
+    assert set(results["active_units"]) == {"z"}
+    run = load_run("a")
+    share = class_probabilities(run.guide, run.data().test)["y"].double().mean(0)
+    in_use = math.exp(-sum(p * math.log(p) for p in share.tolist()))
+    assert results["classes"] == {"y": {"in_use": pytest.approx(in_use, rel=1e-6), "of": 3}}
+    assert f"classes of y in use      {in_use:.1f} of 3" in printed
+    figures = {path.stem for path in Path("a/figures").iterdir()}
+    assert figures == {"learning_curves", "reconstructions", "samples", "classes_y", "latents_z",
+                       "traversals_z", "active_units"}  # fmt: skip
+    assert "Samples from each class of y" in Path("a/report.html").read_text()
+    ppl_vae_("evaluate", "a", "--num_particles", 3)
+    ppl_vae_("sample", "a", "--num", 5)
+    assert np.load("a/samples.npz")["x"].shape == (5, 1, 4, 4)
 
 
 @pytest.mark.parametrize("flag", [["--resume"], ["--resume", "true"]])

@@ -292,6 +292,24 @@ CASES = {
     "capacity and a weight": (
         f"{TRAIN} --estimator TraceCapacity_ELBO --schedule.value 2", None,
         r"TraceCapacity_ELBO .*no KL weight.*Constant\(1\.0\)"),
+    "free bits and a weight": (
+        f"{TRAIN} --estimator TraceFreeBits_ELBO --schedule.value 0.5", None,
+        r"TraceFreeBits_ELBO takes no KL weight.*Constant\(1\.0\)"),
+    "free bits of what has no KL": (
+        f"{TRAIN} --estimator TraceFreeBits_ELBO --estimator.estimator TraceIWAE_ELBO", None,
+        r"--estimator: TraceFreeBits_ELBO .*TraceIWAE_ELBO has none; accepted are Trace_ELBO"),
+    "one particle against no other": (
+        f"{TRAIN} --estimator TraceVIMCO_ELBO --estimator.num_particles 1", None,
+        r"--estimator: TraceVIMCO_ELBO: num_particles is 1; accepted is >= 2"),
+    "a point mass has no weights": (
+        f"{TRAIN} --estimator TraceDReG_ELBO --guide DeltaGuide", None,
+        r"TraceDReG_ELBO needs the density .*DeltaGuide.*MeanFieldGuide"),
+    "a score of nothing": (
+        f"{TRAIN} --estimator TraceOVIS_ELBO --estimator.pathwise true", None,
+        r"TraceOVIS_ELBO: pathwise is true.*use pathwise=False"),
+    "unknown baseline": (
+        f"{TRAIN} --estimator TraceScoreFunction_ELBO --estimator.baseline Mean", None,
+        r"--estimator.baseline: 'Mean' is not known. Accepted are DecayingAverage, LeaveOneOut"),
     # Data.
     "misspelt data": (f"{TRAIN} --data mnst", None, r"'mnst', did you mean 'mnist'\?"),
     "unknown data": (f"{TRAIN} --data nope", None, r"'nope'.*digits, mnist.*\.npz"),

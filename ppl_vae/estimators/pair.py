@@ -174,9 +174,9 @@ def check_pair(pair: Pair) -> None:
         problems.append(f"the model samples {_names(missing)} which the guide does not")
     if summed := [name for name in missing if model_sites[name]["infer"].get("enumerate")]:
         problems.append(
-            f"the model enumerates {_names(summed)} itself, where a KL weight cannot follow; sample "
-            "it in the guide, with infer={'enumerate': 'parallel'}, and pyro.infer.TraceEnum_ELBO "
-            "sums it out there"
+            f"the model enumerates {_names(summed)} itself, where a KL weight cannot follow; "
+            "sample it in the guide, with infer={'enumerate': 'parallel'}, and "
+            "pyro.infer.TraceEnum_ELBO sums it out there"
         )
     own = [name for name, site in guide_sites.items() if not is_auxiliary(site)]
     if extra := [name for name in own if name not in model_sites]:

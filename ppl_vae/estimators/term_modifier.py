@@ -26,7 +26,7 @@ class TermModifier(Estimator):
             density.
     """
 
-    def __init__(self, estimator: TermwiseEstimator | None = None) -> None:
+    def __init__(self, estimator: Estimator | None = None) -> None:
         estimator = TraceAnalyticKL_ELBO() if estimator is None else estimator
         if not isinstance(estimator, TermwiseEstimator):
             raise ValueError(

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.term_modifier import TermModifier, num_data
-from ppl_vae.estimators.termwise import TermwiseEstimator
 from ppl_vae.schedules import Linear, Schedule
 
 __all__ = ["TraceCapacity_ELBO"]
@@ -44,7 +44,7 @@ class TraceCapacity_ELBO(TermModifier):  # noqa: N801 (Pyro's style)
         self,
         gamma: float = 1000.0,
         capacity: Schedule | None = None,
-        estimator: TermwiseEstimator | None = None,
+        estimator: Estimator | None = None,
     ) -> None:
         super().__init__(estimator)
         if not 0 < gamma < float("inf"):

@@ -7,9 +7,9 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent
 
+from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.term_modifier import TermModifier, num_data
-from ppl_vae.estimators.termwise import TermwiseEstimator
 
 __all__ = ["TraceFreeBits_ELBO"]
 
@@ -52,7 +52,7 @@ class TraceFreeBits_ELBO(TermModifier):  # noqa: N801 (Pyro's style)
         self,
         nats: float = 0.5,
         per: Literal["site", "unit"] = "site",
-        estimator: TermwiseEstimator | None = None,
+        estimator: Estimator | None = None,
     ) -> None:
         super().__init__(estimator)
         if not 0 <= nats < float("inf"):
