@@ -102,6 +102,8 @@ def instantiate(entry: Any, *args: Any, allow: Sequence[str] = (), as_partial: b
         name: instantiate(item, allow=allow, as_partial=_is_factory(cls, name, item))
         for name, item in arguments.items()
     }
+    if issubclass(cls, ELBO) and "max_plate_nesting" in keywords:
+        keywords["max_plate_nesting"] = _nesting(keywords["max_plate_nesting"])
     if as_partial:
         return partial(cls, *args, **keywords)
     try:
@@ -130,6 +132,15 @@ def resolve(class_path: Any, allow: Sequence[str] = ()) -> type:
     if not (_is_under(found.__module__, allow) or _is_harmless(found)):
         raise ConfigError(_refusal(class_path, found.__module__))
     return found
+
+
+def _nesting(value: Any) -> Any:
+    """Pyro's default is infinity, so parsers take 1 for 1.0; but Pyro multiplies tuples by it."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, float) and value != float("inf"):
+        raise ConfigError(f"max_plate_nesting is {value}; accepted is an integer >= 0, or inf")
+    return value
 
 
 def _is_harmless(cls: type) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro import poutine
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from ppl_vae.data.minibatches import Minibatches, TrainingData, minibatches
 from ppl_vae.data.splits import Splits
@@ -101,6 +102,10 @@ def prepare(
         )
     if not isinstance(data, Splits | Tensor):
         _check_values(model, x, "the first minibatch")
+    if len(first) > 1 and hasattr(model, "check_labels"):
+        # Of data that are made as they are asked for, only the first minibatch can be seen.
+        whole = isinstance(data, TensorDataset)
+        model.check_labels(data.tensors[1] if whole else first[1])  # type: ignore[attr-defined]
     if hasattr(guide, "setup"):
         guide.setup(*first)
         if isinstance(guide, nn.Module):

@@ -11,6 +11,7 @@ from ppl_vae.data import Splits
 from ppl_vae.evaluate import (
     active_units,
     aggregate_posterior,
+    class_probabilities,
     posterior_means,
     reconstruct,
     sample_prior,
@@ -24,6 +25,9 @@ __all__ = ["sample_run", "write_report"]
 
 _MAX_POINTS = 3000
 _NUM_ROWS = 10
+_MAX_CLASSES = 20
+# Of a class; as pictures fewer are drawn than as points.
+_NUM_SAMPLES = 50
 
 
 def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) -> page.Path:
@@ -54,14 +58,18 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
             plots.samples(sample_prior(run.model, x[:1].expand(64, *x.shape[1:]), mean=True)),
         ),
     ]
+    for site, probs in class_probabilities(run.guide, x, seed=seed).items():
+        pictures.append(_of_classes(run, x, site, probs))
     kl = unit_kl(run.model, run.guide, x, seed=seed)
     units = active_units(run.guide, x, seed=seed) if len(x) > 1 else None
     means = posterior_means(run.guide, x, seed=seed)
     aggregate = aggregate_posterior(run.guide, x, seed=seed)
     for site, z in means.items():
         pictures += _of_site(run, x, labels, data, site, z, aggregate[site], kl.get(site))
-    if units is not None:
-        figure = plots.active_units(units.variance, units.threshold, kl or None)
+    if units is not None and units.variance:
+        # Units that are not normal have no KL of their own.
+        known = kl if kl.keys() == units.variance.keys() else None
+        figure = plots.active_units(units.variance, units.threshold, known)
         pictures.append(("active_units", "Active units", _UNITS, figure))
     entries = []
     for name, title, caption, figure in pictures:
@@ -108,6 +116,24 @@ _UNITS = (
     "about the data; the others are switched off (Burda et al., 2016)."
 )
 _SCATTER = "Posterior means of the data; faint circles are 1, 2, 3 standard deviations of N(0, I). "
+
+
+def _of_classes(run: Run, x: Tensor, site: str, probs: Tensor) -> tuple:
+    """What the model believes data of each class to be, the classes of the most data first."""
+    share = probs.mean(0)  # [C]
+    classes = share.argsort(descending=True, stable=True)[:_MAX_CLASSES]
+    given = classes.repeat_interleave(_NUM_SAMPLES)
+    like = x[:1].expand(len(given), *x.shape[1:])
+    means = sample_prior(run.model, like, mean=True, latents={site: given})
+    means = means.unflatten(0, (len(classes), _NUM_SAMPLES))
+    few = f" The {_MAX_CLASSES} classes of the most data." if len(share) > _MAX_CLASSES else ""
+    return (
+        f"classes_{site}",
+        f"Samples from each class of {site}",
+        f"The mean of p(x | z) for z drawn from the prior given {site}, and the share of the data "
+        f"that the guide gives to the class: the mean of its probability over data.{few}",
+        plots.class_samples(means, classes.tolist(), share[classes], site=site),
+    )
 
 
 def _of_site(

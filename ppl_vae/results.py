@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data import Splits
-from ppl_vae.evaluate import Estimate, active_units, average_terms, log_marginal
+from ppl_vae.evaluate import (
+    Estimate,
+    active_units,
+    average_terms,
+    class_probabilities,
+    log_marginal,
+)
 from ppl_vae.randomness import check_seed
 from ppl_vae.runs import Run
 
@@ -36,7 +42,10 @@ def evaluate_run(
 
     Returns:
         `elbo`, `reconstruction`, `kl` by site, `log_marginal`: means over data in nats per datum,
-        each `{"value", "standard_error"}`; `active_units` by site; and what they were computed on.
+        each `{"value", "standard_error"}`; `active_units` by real-valued site; `classes` by
+        categorical site, if there is any; and what they were computed on. Classes in use are the
+        exponential of the entropy of the guide's mean probabilities: C classes of equal shares of
+        the data are C, and one class that takes all of them is 1.
         A run whose guide has no density has `log_prior` in place of `elbo`, `kl`, `log_marginal`.
 
     Raises:
@@ -64,6 +73,8 @@ def evaluate_run(
             name: {"active": count, "of": len(units.variance[name])}
             for name, count in units.count.items()
         }
+    if classes := class_probabilities(run.guide, x, seed=seed):
+        results["classes"] = {name: _in_use(probs) for name, probs in classes.items()}
     run.directory.write_results(results)
     return results
 
@@ -79,6 +90,9 @@ def results_table(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == "active_units":
             for site, units in value.items():
                 rows.append((f"active units of {site}", f"{units['active']} of {units['of']}"))
+        elif name == "classes":
+            for site, used in value.items():
+                rows.append((f"classes of {site} in use", f"{used['in_use']:.1f} of {used['of']}"))
         else:
             title = {"kl": "KL", "log_prior": "log p"}.get(name, name)
             rows += [(f"{title} of {site}", f"{_estimate(v)} nats") for site, v in value.items()]
@@ -115,6 +129,12 @@ def _choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor
         return x
     # Drawn, not the first ones: a split may be sorted by label.
     return x[torch.randperm(len(x), generator=generator)[:num_data]]
+
+
+def _in_use(probs: Tensor) -> dict[str, float]:
+    """How many classes the data spread over, by `[N, C]` probabilities."""
+    share = probs.double().mean(0)
+    return {"in_use": torch.special.entr(share).sum().exp().item(), "of": len(share)}
 
 
 def _entry(estimate: Estimate) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Objects as plain data and back, and what is not loaded unasked."""
 
 import json
+import math
 import subprocess
 import sys
 from functools import partial
@@ -13,7 +14,7 @@ import zoo
 
 from ppl_vae import guides, models, schedules
 from ppl_vae.config import ConfigError, describe, instantiate
-from ppl_vae.estimators import Trace_ELBO
+from ppl_vae.estimators import Trace_ELBO, TraceScoreFunction_ELBO
 
 
 def through_text(entry):
@@ -43,19 +44,25 @@ def test_models_come_back(name):
     assert through_text(describe(twin)) == entry
     twin.load_state_dict(model.state_dict())
     x = zoo.batch(model)
-    guide = guides.MeanFieldGuide(model, hidden=(3,))
+    guide = zoo.any_guide(name)(model)
     losses = []
     for program in (model, twin):
         torch.manual_seed(3)
-        losses.append(Trace_ELBO().loss(program, guide, x))
+        losses.append(TraceScoreFunction_ELBO().loss(program, guide, x))
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("model_name", ["VAE-conv", "HierarchicalVAE", "LinearGaussian"])
-@pytest.mark.parametrize("name", zoo.GUIDES)
+@pytest.mark.parametrize(
+    "model_name, name",
+    [
+        names
+        for names in zoo.PAIRS
+        if names[0] in ("VAE-conv", "HierarchicalVAE", "LinearGaussian", "GaussianMixtureVAE")
+    ],
+)
 def test_guides_come_back(name, model_name):
-    model = zoo.MODELS[model_name]()
-    guide, x = zoo.GUIDES[name](model), zoo.batch(model)
+    model, guide = zoo.pair(model_name, name)
+    x = zoo.batch(model)
     entry = through_text(describe(guide, omit=["model"]))
     assert entry["class_path"] == f"ppl_vae.guides.{type(guide).__name__}"
     assert "model" not in entry["init_args"]
@@ -336,3 +343,16 @@ def test_an_allowed_module_does_not_lend_its_imports(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=f"lender.{name}, which is not loaded unasked"):
             instantiate({"class_path": f"lender.{name}", "init_args": arguments}, allow=["lender"])
     assert not touched.exists()
+
+
+@pytest.mark.parametrize("name", ["TraceEnum_ELBO", "Trace_ELBO", "TraceTMC_ELBO"])
+def test_a_whole_number_of_plates_is_an_integer(name):
+    # jsonargparse reads 1 as 1.0, where the default is infinity.
+    path = f"pyro.infer.{name}"
+    elbo = instantiate({"class_path": path, "init_args": {"max_plate_nesting": 1.0}})
+    assert elbo.max_plate_nesting == 1 and isinstance(elbo.max_plate_nesting, int)
+    elbo = instantiate({"class_path": path, "init_args": {"max_plate_nesting": math.inf}})
+    assert elbo.max_plate_nesting == math.inf
+    for wrong in (1.5, -math.inf, math.nan):
+        with pytest.raises(ConfigError, match=f"max_plate_nesting is {wrong}; accepted is an int"):
+            instantiate({"class_path": path, "init_args": {"max_plate_nesting": wrong}})

@@ -19,8 +19,8 @@ import ppl_vae.directory
 from ppl_vae import NonFiniteError, fit
 from ppl_vae.data import Splits
 from ppl_vae.estimators import Trace_ELBO, TraceCapacity_ELBO
-from ppl_vae.guides import DeltaGuide, MeanFieldGuide
-from ppl_vae.models import VAE, Gaussian, HierarchicalVAE, LinearGaussian
+from ppl_vae.guides import DeltaGuide, GaussianMixtureGuide, MeanFieldGuide
+from ppl_vae.models import VAE, Gaussian, GaussianMixtureVAE, HierarchicalVAE, LinearGaussian
 from ppl_vae.schedules import Constant, Linear, PerSite
 
 
@@ -316,6 +316,31 @@ def test_datasets_and_loaders_train_and_labels_go_where_they_are_wanted(kind):
     assert set(seen) == {(8,)}
     # A model that takes x alone never sees the label.
     fit(*pair(), data, num_steps=2, **options)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "loader"])
+def test_wrong_labels_are_said_before_the_first_step(kind, tmp_path):
+    model = GaussianMixtureVAE((6,), num_components=3, latent_dim=2, hidden=(4,))
+    guide = GaussianMixtureGuide(model, hidden=(4,))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def train(labels):
+        dataset = TensorDataset(binary(40, 6), labels)
+        data = DataLoader(dataset, batch_size=20) if kind == "loader" else dataset
+        options = {} if kind == "loader" else {"batch_size": 1}
+        estimator, out = pyro.infer.Trace_ELBO(), tmp_path / "run"
+        return fit(model, guide, data, estimator=estimator, num_steps=1, out=out, **options)
+
+    labels = torch.arange(40) % 4 - 1
+    # Of a dataset all are seen, whatever the minibatch; of a loader the first minibatch alone.
+    labels[:2] = 3
+    with pytest.raises(ValueError, match=r"labels hold 2 value\(s\) outside \[-1, 2\].*is 3;"):
+        train(labels)
+    with pytest.raises(ValueError, match="GaussianMixtureVAE: the labels are torch.float64"):
+        train(labels.double())
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert train(labels.clamp(max=2)).num_steps == 1
 
 
 def test_the_callers_floating_type_is_kept():

@@ -1,11 +1,13 @@
 """Evaluation: figures with their standard errors, and what the latents do."""
 
+from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
     active_units,
     aggregate_posterior,
+    class_probabilities,
     posterior_means,
     unit_kl,
 )
@@ -14,11 +16,14 @@ from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
     "ActiveUnits",
+    "Bracket",
     "Estimate",
     "Terms",
     "active_units",
     "aggregate_posterior",
     "average_terms",
+    "bracket",
+    "class_probabilities",
     "decode",
     "elbo_terms",
     "log_marginal",

@@ -4,19 +4,20 @@ Every function is pure: nothing is read from or left in pyplot or the global rc 
 same input gives the same bytes in `save`. Names from data (sites, classes) are drawn as they are,
 never as mathematics.
 
-Shapes: N data, C channels, H x W pixels, D latent units, U traversed units, S values, `*shape` one
-datum. Images are `[C, H, W]` with C 1 or 3, or `[H, W]`, in 0..1: values are clipped, never
-rescaled per picture, and NaN is painted vermilion. Data of any other shape are flattened: one
+Shapes: N data, C channels, H x W pixels, D latent units, U traversed units, S values, K classes,
+`*shape` one datum. Images are `[C, H, W]` with C 1 or 3, or `[H, W]`, in 0..1: values are clipped,
+never rescaled per picture, and NaN is painted vermilion. Data of any other shape are flattened: one
 number or two are drawn as points, longer vectors as line profiles.
 """
 
 from ppl_vae.plots.curves import learning_curves
 from ppl_vae.plots.latents import active_units, latent_scatter
 from ppl_vae.plots.look import look, png, save
-from ppl_vae.plots.pictures import reconstructions, samples, traversals
+from ppl_vae.plots.pictures import class_samples, reconstructions, samples, traversals
 
 __all__ = [
     "active_units",
+    "class_samples",
     "latent_scatter",
     "learning_curves",
     "look",

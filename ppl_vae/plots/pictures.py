@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from ppl_vae.plots.look import (
+    CLASSES,
     FAINT,
     GREY,
     INK,
@@ -16,9 +17,11 @@ from ppl_vae.plots.look import (
     VERMILION,
     array,
     dot_size,
+    legend,
     look,
     plain,
     site_colors,
+    spread,
 )
 from ppl_vae.plots.tiles import in_rows, profiles, rgb, tiled
 
@@ -95,6 +98,62 @@ def samples(x: ArrayLike, num: int = 64) -> Figure:
     else:
         axes.scatter(*x.T, s=dot_size(len(x)), color=SITES[0], lw=0, alpha=0.7)
         axes.set(xlabel="x[0]", ylabel="x[1]", aspect="equal", adjustable="datalim")
+    return figure
+
+
+@look()
+def class_samples(
+    x: ArrayLike,
+    classes: Sequence[int | str],
+    share: ArrayLike | None = None,
+    site: str = "y",
+    num: int = 10,
+) -> Figure:
+    r"""Samples from the prior given each class, a row for each; points in the class's colour.
+
+    Args:
+        x: samples of each class `[K, S, *shape]`.
+        classes: K values of the site, written "y = 3", or names.
+        share: of each class in the data, 0..1, `[K]`, written beside its name.
+        site: the latent site that `classes` are values of.
+        num: how many of each class are drawn, the first ones; points are drawn all.
+
+    Raises:
+        ValueError: `x` is not `[K, S, *shape]` for these classes.
+
+    Example:
+        >>> import torch
+        >>> figure = class_samples(torch.rand(2, 5, 8, 8), [3, 0], share=[0.62, 0.38])
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['y = 3\n62.0%', 'y = 0\n38.0%']
+    """
+    x = array(x)
+    if x.ndim < 2 or len(x) != len(classes) or not x.size:
+        raise ValueError(f"x needs [K, S, *shape] = [{len(classes)}, ...], got {x.shape}")
+    names = [plain(c if isinstance(c, str) else f"{site} = {c}") for c in classes]
+    if share is not None:
+        names = [f"{name}\n{part:.1%}" for name, part in zip(names, array(share), strict=True)]
+    if (tiles := rgb(x, 2)) is not None:
+        return tiled(tiles[:, :num], names)
+    x = x.reshape(*x.shape[:2], -1)
+    if x.shape[-1] > 2:
+        few = x[:, :num].swapaxes(0, 1)
+        return profiles(few, (INK,) * len(few), (), names)
+    figure = Figure(figsize=(4.8, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    colors = spread(CLASSES, len(names), "turbo")
+    names = [name.replace("\n", ", ") for name in names]
+    if x.shape[-1] == 1:
+        for row, (points, color) in enumerate(zip(x, colors, strict=True)):
+            axes.plot(points[:, 0], np.full(len(points), row), "|", color=color)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set(xlabel="x")
+        return figure
+    for points, color in zip(x, colors, strict=True):
+        axes.scatter(*points.T, s=dot_size(x.shape[0] * x.shape[1]), color=color, lw=0, alpha=0.8)
+    axes.set(xlabel="x[0]", ylabel="x[1]", aspect="equal", adjustable="datalim")
+    legend(figure, dict(zip(names, colors, strict=True)), loc="outside right upper")
     return figure
 
 

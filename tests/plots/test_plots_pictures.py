@@ -124,3 +124,44 @@ def test_traversals_of_points_and_vectors(size, lines, legend):
     )
     assert names == ["z[3], 1.00 nats", "z[1], 2.00 nats"]
     assert plots.png(figure)
+
+
+def test_samples_of_a_class_have_a_row_each():
+    x = torch.rand(3, 12, 1, 8, 8)
+    figure = plots.class_samples(x, [2, 0, "rest"], share=[0.625, 0.25, 0.0004], site="k$")
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == ["k\\$ = 2\n62.5%", "k\\$ = 0\n25.0%", "rest\n0.0%"]
+    shown = pixels(figure)
+    assert shown.shape == (26, 89, 3)  # ten of the twelve
+    assert np.allclose(shown[9:17, 27:35, 0], x[1, 3, 0], atol=1e-6)
+    assert plots.png(figure)
+    assert pixels(plots.class_samples(x, [0, 1, 2], num=2)).shape == (26, 17, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_samples_of_a_class_as_points_and_vectors(size, legend):
+    x = torch.randn(3, 12, size)
+    figure = plots.class_samples(x, [2, 0, 1], share=[0.5, 0.3, 0.2])
+    names = ["y = 2, 50.0%", "y = 0, 30.0%", "y = 1, 20.0%"]
+    axes = figure.axes[0]
+    if size == 1:
+        drawn = [line.get_xdata() for line in axes.get_lines()]
+        assert [label.get_text() for label in axes.get_yticklabels()] == names
+        assert [set(line.get_ydata()) for line in axes.get_lines()] == [{0}, {1}, {2}]
+        assert np.allclose(drawn, x[..., 0])
+    elif size == 2:
+        assert np.allclose([dots.get_offsets() for dots in axes.collections], x)
+        assert legend(figure.legends[0]) == names
+        colors = [tuple(dots.get_facecolor()[0]) for dots in axes.collections]
+        assert len(set(colors)) == 3
+    else:
+        assert [panel.get_title("left") for panel in figure.axes] == names
+        curves = [line.get_ydata() for line in figure.axes[1].get_lines()]
+        assert np.allclose(curves, x[1, :10])
+    assert plots.png(figure)
+
+
+def test_classes_that_do_not_fit_their_samples_are_named():
+    for shape in [(2, 3, 8, 8), (3,), (3, 0, 8, 8)]:
+        with pytest.raises(ValueError, match=r"x needs \[K, S, \*shape\] = \[3, \.\.\.\]"):
+            plots.class_samples(torch.rand(shape), [0, 1, 2])
