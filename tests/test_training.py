@@ -5,10 +5,13 @@ import os
 from functools import partial
 from html.parser import HTMLParser
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae
+from ppl_vae import plots
 from ppl_vae.directory import RunDirectory
 from ppl_vae.evaluate import Estimate
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
@@ -145,6 +148,78 @@ def test_two_levels_have_pictures_of_each(tmp_path):
     names = {p.name for p in (path / "figures").iterdir()}
     assert {"latents_z1.png", "latents_z2.png", "traversals_z1.png", "traversals_z2.png"} <= names
     assert json.loads((path / "results.json").read_text())["is_proper"]
+
+
+class Shades(ppl_vae.models.Model):
+    """A scalar that is positive, and a vector."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            logits = (z.sum(-1) - rate)[..., None, None, None].expand(*z.shape[:-1], 1, 8, 8)
+            return pyro.sample("x", dist.Bernoulli(logits=logits).to_event(3), obs=x)
+
+
+class Classes(ppl_vae.models.Model):
+    """Two classes, and nothing else."""
+
+    def __init__(self, data_shape):
+        super().__init__(data_shape)
+        self.logits = torch.nn.Parameter(torch.randn(2, *data_shape))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(x.new_ones(2)))
+            return pyro.sample("x", dist.Bernoulli(logits=self.logits[y]).to_event(3), obs=x)
+
+
+class Classifier(ppl_vae.guides.Guide):
+    def __init__(self, model):
+        super().__init__(model)
+        self.net = torch.nn.Linear(64, 2)
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("y", dist.Categorical(logits=self.net(x.flatten(1))))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "expected"),
+    [
+        (Shades, GUIDE, {"latents_rate", "latents_z", "traversals_rate", "traversals_z",
+                         "active_units"}),
+        (Classes, Classifier, {"classes_y"}),
+    ],
+)  # fmt: skip
+def test_latents_of_every_kind_are_reported(tmp_path, model, guide, expected):
+    train(model=model, guide=guide, estimator=pyro.infer.Trace_ELBO(), num_steps=3,
+          binarize="dynamic", out=str(tmp_path / "a"))  # fmt: skip
+    names = {path.stem for path in (tmp_path / "a" / "figures").iterdir()}
+    assert names == {"learning_curves", "reconstructions", "samples", *expected}
+    results = json.loads((tmp_path / "a" / "results.json").read_text())
+    assert set(results["active_units"]) == ({"rate", "z"} if model is Shades else set())
+    assert results.get("classes", {}).keys() == (set() if model is Shades else {"y"})
+
+
+def test_a_row_of_the_report_is_of_its_class(tmp_path, monkeypatch):
+    shown = {}
+
+    def kept(x, classes, share, site):
+        shown.update(x=x, classes=classes, share=share, site=site)
+        return plots.samples(x[0])
+
+    monkeypatch.setattr("ppl_vae.plots.class_samples", kept)
+    train(model=Classes, guide=Classifier, estimator=pyro.infer.Trace_ELBO(), num_steps=3,
+          binarize="dynamic", out=str(tmp_path / "a"))  # fmt: skip
+    run = load_run(tmp_path / "a", [__name__])
+    x = run.data().test
+    share = run.guide.net(x.flatten(1)).softmax(1).mean(0)
+    assert (shown["site"], sorted(shown["classes"])) == ("y", [0, 1])
+    assert shown["share"][0] >= shown["share"][1]
+    torch.testing.assert_close(shown["share"], share[shown["classes"]].detach())
+    for row, y in zip(shown["x"], shown["classes"], strict=True):
+        torch.testing.assert_close(row, run.model.logits[y].sigmoid().detach().expand(row.shape))
 
 
 @pytest.mark.slow

@@ -34,7 +34,8 @@ class TermModifier(Estimator):
                 f"{type(estimator).__name__} has none; accepted are Trace_ELBO, "
                 "TraceAnalyticKL_ELBO, TraceSTL_ELBO"
             )
-        super().__init__(estimator.num_particles, num_outer=estimator.num_outer)
+        how = estimator.vectorize_particles
+        super().__init__(estimator.num_particles, how, num_outer=estimator.num_outer)
         self.estimator = estimator
 
     def _pairs(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[Pair]:
