@@ -198,6 +198,15 @@ EDGES = {
         lambda: e.TraceIWAESTL_ELBO(1, num_outer=6),
         lambda: e.TraceSTL_ELBO(6),
     ),
+    "the ELBO of M times K is that of M K": (lambda: e.Trace_ELBO(2, num_outer=3), elbo_of(6)),
+    "STL of M times K is that of M K": (
+        lambda: e.TraceSTL_ELBO(2, num_outer=3),
+        lambda: e.TraceSTL_ELBO(6),
+    ),
+    "free bits of M times K are those of M K": (
+        lambda: e.TraceFreeBits_ELBO(0.1, estimator=e.Trace_ELBO(2, num_outer=3)),
+        lambda: e.TraceFreeBits_ELBO(0.1, estimator=e.Trace_ELBO(6)),
+    ),
     "no free bits is the ELBO": (
         lambda: e.TraceFreeBits_ELBO(0.0, estimator=e.TraceAnalyticKL_ELBO(6)),
         lambda: e.TraceAnalyticKL_ELBO(6),
