@@ -127,6 +127,20 @@ def test_optimal_control_variates_are_unbiased_at_gamma_zero():
     assert ((found.mean(0) - truth).abs() > 5 * error)[-6:].any()
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_the_control_variates_are_equation_17(gamma):
+    log_w, k = torch.randn(1, 4, 2), 4
+    found = e.TraceOVIS_ELBO(gamma, k)._signal(log_w)
+    w = log_w.exp()
+    for i in range(k):
+        others = w[:, [j for j in range(k) if j != i]].mean(1).log()
+        share = w[:, i] / w.sum(1)
+        control = others - gamma * share + (1 - gamma) * math.log(1 - 1 / k)
+        # d_k - c_k, of which the value's own derivative has the - share.
+        expected = w.mean(1).log() - share - control
+        torch.testing.assert_close(found[:, i] - share, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_the_variates_of_vimco_and_ovis_lower_the_variance():
     pair = Mixture()
     plain = gradients_of(NoBaseline(num_particles=3), pair, 400).var(0)[-6:].sum()

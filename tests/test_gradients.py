@@ -15,7 +15,7 @@ from oracle import LEAVES, assert_unbiased, bottom_up_leaves, top_down_leaves, t
 from torch.distributions import Normal
 
 from ppl_vae import estimators as e
-from ppl_vae.estimators.paths import trace_path_pair
+from ppl_vae.estimators.paths import trace_path_pair, trace_stopped_pair
 from ppl_vae.handlers import scale_latents
 from ppl_vae.models import LinearGaussian
 
@@ -367,3 +367,30 @@ def test_samples_are_constants_where_the_score_is_all(name):
     elbo = zoo.ESTIMATORS[name](num_particles=3)
     (pair,) = elbo._pairs(model, guide, (x,), {})
     assert not any(site["value"].requires_grad for _, _, site in pair.latents)
+
+
+@pytest.mark.parametrize("make_guide", [top_down_leaves, bottom_up_leaves])
+def test_a_stopped_sample_is_a_constant_to_the_guides_next_site_too(make_guide):
+    guide = make_guide()
+    pair = trace_stopped_pair(two_level(), guide, (torch.randn(4, 2),), {})
+    first, second = guide.names
+    log_q = pair.guide_trace.nodes[second]["log_prob"].sum()
+    of_first, of_second = guide.parameters[first], guide.parameters[second]
+    gradients = torch.autograd.grad(log_q, [*of_first, *of_second], allow_unused=True)
+    assert gradients[:3] == (None, None, None) and all(g.abs().max() > 0 for g in gradients[3:])
+
+
+@pytest.mark.parametrize("name", ["TraceScoreFunction_ELBO", "TraceVIMCO_ELBO"])
+@pytest.mark.parametrize("make_guide", [top_down_leaves, bottom_up_leaves])
+def test_the_score_of_two_levels_is_the_gradient_of_the_bound(make_guide, name):
+    model, guide, x = two_level(), make_guide(), torch.randn(2, 2)
+    with torch.no_grad():
+        for leaf in guide.leaves:
+            leaf.add_(0.2 * torch.randn(leaf.shape))
+    how = {"num_particles": 4, "num_outer": 2000}
+    pathwise = e.TraceSTL_ELBO if name == "TraceScoreFunction_ELBO" else e.TraceDReG_ELBO
+    truth = gradients_of(pathwise(**how), model, guide, x, guide.leaves, 40)
+    found = gradients_of(zoo.ESTIMATORS[name](**how), model, guide, x, guide.leaves, 40)
+    error = ((truth.var(0) + found.var(0)) / 40).sqrt()
+    assert ((truth.mean(0) - found.mean(0)).abs() <= 5 * error).all()
+    assert (truth.mean(0).abs() > 10 * error).any()

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 from ppl_vae.estimators.pair import trace_pair
-from ppl_vae.handlers import is_weighted, scale_latents, weight_of, weighted
+from ppl_vae.handlers import is_weighted, same_scale, scale_latents, weight_of, weighted
 
 
 def model(x):
@@ -146,3 +146,23 @@ def test_weight_one_is_no_handler_at_all():
 def test_what_is_no_weight_is_refused(weight, message):
     with pytest.raises(ValueError, match=message):
         scale_latents(weight)
+
+
+def test_one_scale_is_known_without_a_look_at_tensors():
+    one, equal = torch.tensor(0.3), torch.tensor(0.3)
+
+    def sites(weight, scale_of_z1=1.0):
+        def program():
+            with poutine.scale(scale=scale_of_z1):
+                pyro.sample("z1", dist.Normal(0.0, 1.0))
+            pyro.sample("z2", dist.Normal(0.0, 1.0))
+
+        with weighted(weight):
+            trace = poutine.trace(program).get_trace()
+        return trace.nodes["z1"], trace.nodes["z2"]
+
+    for weight in (1.0, 0.3, one, {"z1": 0.3, "z2": 0.3}, {"z1": one, "z2": one}):
+        assert same_scale(*sites(weight))
+        assert not same_scale(*sites(weight, scale_of_z1=2.0))
+    for weight in ({"z1": 0.3}, {"z1": one}, {"z1": one, "z2": equal}, {"z1": one, "z2": 0.3}):
+        assert not same_scale(*sites(weight))
