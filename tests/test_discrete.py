@@ -374,7 +374,7 @@ def test_a_weight_without_a_derivation_is_refused(name, weight):
 
 @pytest.mark.parametrize("schedule", [None, ppl_vae.schedules.Constant(0.3)])
 def test_enumeration_in_the_model_is_refused_in_words_of_our_own(schedule):
-    model, guide = gaussian_mixture()
+    model, _ = gaussian_mixture()
 
     def only_z(x):
         with pyro.plate("data", len(x), dim=-1):

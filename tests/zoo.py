@@ -38,12 +38,16 @@ MODELS = {
     ),
     "LinearGaussian": lambda: models.LinearGaussian(_W1, [0.5, 1.0, 2.0], [0.1, 0.2, 0.3]),
     "HierarchicalLinearGaussian": lambda: models.HierarchicalLinearGaussian((_W1, _W2), (0.6, 0.9)),
+    "GaussianMixtureVAE": lambda: models.GaussianMixtureVAE(IMAGE, 3, 2, (5,), activation="tanh"),
 }
 
 GUIDES = {
     "MeanFieldGuide": lambda model: guides.MeanFieldGuide(model, hidden=(5,)),
     "MeanFieldGuide-conv": lambda model: guides.MeanFieldGuide(model, encoder=_conv_encoder(model)),
     "DeltaGuide": lambda model: guides.DeltaGuide(model, hidden=(5, 4), activation="tanh"),
+    "GaussianMixtureGuide": lambda model: guides.GaussianMixtureGuide(
+        model, hidden=(5,), activation="tanh"
+    ),
 }
 
 
@@ -83,15 +87,84 @@ SCHEDULES = {
     "PerSite": lambda: schedules.PerSite({"z1": schedules.Linear(4), "z2": schedules.Constant(1)}),
 }
 
-# Estimators that refuse a guide, on purpose: (estimator, guide). A point mass has no density.
-REFUSED = {(name, "DeltaGuide") for name in ESTIMATORS if name != "Trace_ELBO"}
+# Models with a discrete latent, the guides for them, and the estimators that take those guides.
+_DISCRETE_MODELS = {"GaussianMixtureVAE"}
+_DISCRETE_GUIDES = {"GaussianMixtureGuide"}
+_SCORE = {
+    "TraceScoreFunction_ELBO",
+    "TraceVIMCO_ELBO",
+    "TraceOVIS_ELBO",
+    "TraceRWS_ELBO",
+    "TraceTVO_ELBO",
+}
+
+
+def fits(model_name, guide_name):
+    """Whether a guide is made for a model; else its constructor refuses the model."""
+    return (model_name in _DISCRETE_MODELS) == (guide_name in _DISCRETE_GUIDES)
+
+
+#: Estimators that refuse a guide, on purpose: (estimator, guide), and what they say.
+REFUSED = {
+    # A point mass has no density.
+    **{(name, "DeltaGuide"): f"{name}.*DeltaGuide" for name in ESTIMATORS if name != "Trace_ELBO"},
+    # A modifier's terms are those of the estimator in it, which speaks for itself.
+    **{
+        (name, guide): r"_ELBO needs reparameterized guides, and the guide samples 'y'"
+        for name in ESTIMATORS
+        for guide in _DISCRETE_GUIDES
+        if name not in _SCORE
+    },
+}
+
+# Bounds that at the exact posterior are log p(x) in mean only: a KL in closed form beside a sampled
+# reconstruction.
+EXACT_IN_MEAN = {"TraceAnalyticKL_ELBO", "TraceFreeBits_ELBO"}
+
+#: The legal pairs of a model and a guide.
+PAIRS = [(model, guide) for model in MODELS for guide in GUIDES if fits(model, guide)]
+
+
+def accepted(*model_names):
+    """The legal triples of a model (of all, if none is named), an estimator and a guide."""
+    return [
+        (model, estimator, guide)
+        for model, guide in PAIRS
+        for estimator in ESTIMATORS
+        if (estimator, guide) not in REFUSED and model in (model_names or MODELS)
+    ]
+
+
+def pair(model_name, guide_name):
+    """A model and a guide for it."""
+    model = MODELS[model_name]()
+    return model, GUIDES[guide_name](model)
+
+
+def any_guide(model_name):
+    """A guide for a model."""
+    return next(GUIDES[guide] for model, guide in PAIRS if model == model_name)
+
+
+def any_model(guide_name):
+    """A model for a guide."""
+    return next(MODELS[model] for model, guide in PAIRS if guide == guide_name)
+
+
+def any_estimator(guide_name, **how):
+    """The evidence lower bound, by an estimator that takes the guide."""
+    refused = ("Trace_ELBO", guide_name) in REFUSED
+    return ESTIMATORS["TraceScoreFunction_ELBO" if refused else "Trace_ELBO"](**how)
 
 
 def estimator(name, num_particles, **how):
     """An estimator with so many particles, or as few as it takes."""
-    return ESTIMATORS[name](
-        num_particles=max(num_particles, ESTIMATORS[name]().min_particles), **how
-    )
+    return ESTIMATORS[name](num_particles=max(num_particles, min_particles(name)), **how)
+
+
+def min_particles(name):
+    """The fewest particles that an estimator takes."""
+    return ESTIMATORS[name]().min_particles
 
 
 def batch(model, num_data=5, seed=1):

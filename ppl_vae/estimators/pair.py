@@ -19,6 +19,7 @@ __all__ = [
     "PARTICLES",
     "Pair",
     "check_pair",
+    "is_point",
     "join",
     "per_datum",
     "per_particle",
@@ -70,7 +71,7 @@ class Pair:
 
         Pyro's autoguides sample an auxiliary site and make the latent a point of it; they have one.
         """
-        points = any(_is_point(site["fn"]) for _, site in samples(self.guide_trace))
+        points = any(is_point(site["fn"]) for _, site in samples(self.guide_trace))
         return not points or bool(self.auxiliary)
 
     @property
@@ -239,7 +240,8 @@ def is_auxiliary(site: Site) -> bool:
     return bool(site["infer"].get("is_auxiliary"))
 
 
-def _is_point(fn: Any) -> bool:
+def is_point(fn: Any) -> bool:
+    """Whether a distribution is a point mass, however it is wrapped."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta)
