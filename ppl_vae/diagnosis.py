@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import Site, samples, trace_pair
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.sites import Site, samples
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.randomness import validation
 

@@ -251,8 +251,10 @@ def _try_once(
             f"its latent sites {prepared.latents}"
         )
     if isinstance(estimator, Estimator):
-        with looking(model, guide), weighted(weight):
-            estimator.loss(model, guide, *prepared.first)
+        state = {name: value.clone() for name, value in estimator.state_dict().items()}
+        with looking(model, guide), weighted(weight), validation(True):
+            estimator.differentiable_loss(model, guide, *prepared.first)
+        estimator.load_state_dict(state)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 
 import ppl_vae
 from ppl_vae.config import describe, instantiate
-from ppl_vae.estimators.pair import samples, trace_pair
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.sites import samples
 from ppl_vae.evaluate import log_marginal
 from ppl_vae.guides import GaussianMixtureGuide
 from ppl_vae.handlers import scale_latents

@@ -7,7 +7,8 @@ import torch
 from pyro import poutine
 
 from ppl_vae.estimators import Trace_ELBO
-from ppl_vae.estimators.pair import per_datum, plate_scale, trace_pair
+from ppl_vae.estimators.densities import per_datum, plate_scale
+from ppl_vae.estimators.pair import trace_pair
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
 from ppl_vae.handlers import scale_latents
 from ppl_vae.models import VAE

@@ -14,7 +14,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppl_vae.configurable import Configurable
-from ppl_vae.estimators.pair import PARTICLES, Pair, trace_pair
+from ppl_vae.estimators.pair import Pair, trace_pair
+from ppl_vae.estimators.running import OneSubsample
+from ppl_vae.estimators.sites import PARTICLES
 from ppl_vae.randomness import fork
 
 __all__ = ["Estimator"]
@@ -121,8 +123,9 @@ class Estimator(Configurable, ELBO):
 
     def _pairs(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[Pair]:
         if not (self.vectorize_particles and self.num_draws > 1):
-            for _ in range(self.num_draws):
-                yield self._run(model, guide, args, kwargs)
+            # All particles are of the same data, where a plate draws a subsample.
+            with OneSubsample():
+                yield from [self._run(model, guide, args, kwargs) for _ in range(self.num_draws)]
             return
         if self.max_plate_nesting == float("inf"):
             self._guess_max_plate_nesting(model, guide, args, kwargs)

@@ -51,8 +51,8 @@ class DecayingAverage(Baseline):
 
     .. math:: b_t = \frac{m_t}{1 - d^t}, \qquad m_{t+1} = d\, m_t + (1 - d)\, \bar s_t
 
-    It remembers its state from one gradient to the next (not where `torch.no_grad` is in force) and
-    starts at 0.
+    It remembers its state from one gradient to the next (not where `torch.no_grad` is in force),
+    starts at 0, and passes over signals that are not finite.
 
     Args:
         decay: d, in [0, 1).
@@ -86,6 +86,10 @@ class DecayingAverage(Baseline):
         value = (self.average / started.clamp(min=1e-12)).to(log_w.dtype)
         if torch.is_grad_enabled():
             with torch.no_grad():
-                self.average.lerp_(log_w.mean().double(), 1 - self.decay)
-                self.missing.mul_(self.decay)
+                signal = log_w.mean().double()
+                # What is not finite would stay for good.
+                usable = signal.isfinite()
+                decay = torch.where(usable, self.decay, 1.0)
+                self.average.lerp_(torch.where(usable, signal, 0.0), 1 - decay)
+                self.missing.mul_(decay)
         return value

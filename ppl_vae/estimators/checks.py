@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ppl_vae.estimators.pair import Pair, is_auxiliary, samples
+from ppl_vae.estimators.pair import Pair
+from ppl_vae.estimators.sites import is_auxiliary, samples
 from ppl_vae.handlers import is_weighted
 
 __all__ = [

@@ -13,7 +13,8 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from ppl_vae.estimators.pair import Pair, Site
+from ppl_vae.estimators.pair import Pair
+from ppl_vae.estimators.sites import Site, is_point
 from ppl_vae.handlers import same_scale
 
 __all__ = ["site_kl"]
@@ -30,8 +31,9 @@ def site_kl(pair: Pair, name: str) -> Tensor:
     of z1 depends on z2, drawn from z1: the closed form would be wrong there.)
     """
     model_site, guide_site = pair.model_trace.nodes[name], pair.guide_trace.nodes[name]
-    same_mask = model_site["mask"] is guide_site["mask"]
-    if _is_conditional(pair, name) and same_mask and same_scale(model_site, guide_site):
+    same = model_site["mask"] is guide_site["mask"] and same_scale(model_site, guide_site)
+    # An autoguide's point carries a Jacobian, of which Pyro's closed form knows nothing.
+    if _is_conditional(pair, name) and same and not is_point(guide_site["fn"]):
         closed = _closed_form(guide_site["fn"], model_site["fn"])
         if closed is not None:
             return scale_and_mask(closed, guide_site["scale"], guide_site["mask"])

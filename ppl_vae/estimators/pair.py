@@ -3,37 +3,18 @@
 Shapes: K particles, B data, `*plates` the plates around a site.
 """
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from pyro import poutine
-from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
 
-__all__ = [
-    "PARTICLES",
-    "Pair",
-    "check_pair",
-    "is_point",
-    "join",
-    "per_datum",
-    "per_particle",
-    "plate_scale",
-    "run_guide",
-    "run_model",
-    "samples",
-    "trace_pair",
-]
+from ppl_vae.estimators.running import run_guide, run_model
+from ppl_vae.estimators.sites import Site, is_auxiliary, is_point, own_plates, quoted, samples
+from ppl_vae.handlers import is_weighted
 
-Site = dict[str, Any]
-
-#: The plate in which particles are drawn at once, left of the model's own.
-PARTICLES = "num_particles_vectorized"
+__all__ = ["Pair", "check_pair", "check_weights", "compute_density", "join", "trace_pair"]
 
 
 @dataclass(frozen=True)
@@ -76,20 +57,33 @@ class Pair:
 
     @property
     def data_plate(self) -> Any:
-        """The frame of the plate over the data: `"data"`, else the one around the observed sites.
+        """The frame of the plate over the data: `"data"`, else the one around all sites.
 
         Raises:
-            ValueError: There is none.
+            ValueError: There is none, or more than one and none is named `"data"`.
         """
-        stacks = [frame for _, site in self.observed for frame in site["cond_indep_stack"]]
-        frames = [frame for frame in stacks if frame.name != PARTICLES]
-        named = [frame for frame in frames if frame.name == "data"]
-        if not (named or frames):
+        observed = [own_plates(site) for _, site in self.observed]
+        candidates = {name: plates[name] for plates in observed for name in plates}
+        if "data" in candidates:
+            return candidates["data"]
+        if len(candidates) > 1:
+            # The one that is around everything that has plates at all.
+            stacks = [
+                plates for _, site in samples(self.model_trace) if (plates := own_plates(site))
+            ]
+            shared = {n: f for n, f in candidates.items() if all(n in plates for plates in stacks)}
+            if len(shared) != 1:
+                raise ValueError(
+                    f"the model has the plates {quoted(sorted(candidates))}, and none of them is "
+                    "named 'data'; give that name to the one over the data"
+                )
+            candidates = shared
+        if not candidates:
             raise ValueError(
                 "the model has no plate over the data; write "
                 '`with pyro.plate("data", len(x), dim=-1):` around what it samples per datum'
             )
-        return (named or sorted(frames, key=lambda frame: -frame.dim))[0]
+        return next(iter(candidates.values()))
 
 
 def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
@@ -103,61 +97,25 @@ def trace_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict) -> P
     return join(run_model(model, guide_trace, args, kwargs), guide_trace)
 
 
-def run_guide(guide: Callable, args: tuple, kwargs: dict) -> poutine.Trace:
-    """The trace of a guide; a `ValueError` if it observes something."""
-    trace = poutine.trace(guide).get_trace(*args, **kwargs)
-    if told := [name for name, site in samples(trace) if site["is_observed"]]:
-        raise ValueError(
-            f"model and guide do not fit: the guide observes {_names(told)}; a guide observes "
-            "nothing"
-        )
-    return trace
-
-
-def run_model(
-    model: Callable, guide_trace: poutine.Trace, args: tuple, kwargs: dict
-) -> poutine.Trace:
-    """The trace of a model at the values of a guide's; a `ValueError` where an event differs."""
-    replayed = poutine.replay(model, trace=guide_trace)
-    events = _CheckEvents(guide_trace)
-    try:
-        with events:
-            return poutine.trace(replayed).get_trace(*args, **kwargs)
-    except ValueError:
-        # Pyro adds a page of shapes to whatever is raised in a program.
-        if events.problem is None:
-            raise
-        raise ValueError(events.problem) from None
-
-
 def join(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Pair:
     """The pair of two traces, checked, their log-densities computed."""
     pair = Pair(prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace))
     check_pair(pair)
+    check_weights(pair)
     pair.model_trace.compute_log_prob()
-    pair.guide_trace.compute_log_prob()
+    compute_density(pair.guide_trace)
     return pair
 
 
-class _CheckEvents(Messenger):
-    """Compares event shapes site by site, before a network chokes on a latent of another size."""
-
-    def __init__(self, guide_trace: poutine.Trace) -> None:
-        super().__init__()
-        self._sites = dict(samples(guide_trace))
-        self.problem: str | None = None
-
-    def _pyro_sample(self, msg: dict) -> None:
-        site = self._sites.get(msg["name"])
-        if site is None or type(msg["fn"]).__name__ == "_Subsample":
-            return
-        ours, theirs = tuple(msg["fn"].event_shape), tuple(site["fn"].event_shape)
-        if ours != theirs:
-            self.problem = (
-                f"model and guide do not fit: at '{msg['name']}' the model's event has shape "
-                f"{ours}, the guide's {theirs}; check `.to_event(...)` and the sizes of both"
-            )
-            raise ValueError(self.problem)
+def compute_density(guide_trace: poutine.Trace) -> None:
+    """The guide's log-densities; a `ValueError` where a flow has none at a given value."""
+    try:
+        guide_trace.compute_log_prob()
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(
+            "the estimator needs the guide's density at given values, and the guide has a flow "
+            f"without an inverse ({error}); use a flow that has one, or Trace_ELBO, TraceIWAE_ELBO"
+        ) from error
 
 
 def check_pair(pair: Pair) -> None:
@@ -172,80 +130,31 @@ def check_pair(pair: Pair) -> None:
     latent = model_sites.keys() - observed
     problems = []
     if missing := [name for name in model_sites if name in latent - guide_sites.keys()]:
-        problems.append(f"the model samples {_names(missing)} which the guide does not")
+        problems.append(f"the model samples {quoted(missing)} which the guide does not")
     if summed := [name for name in missing if model_sites[name]["infer"].get("enumerate")]:
         problems.append(
-            f"the model enumerates {_names(summed)} itself, where a KL weight cannot follow; "
+            f"the model enumerates {quoted(summed)} itself, where a KL weight cannot follow; "
             "sample it in the guide, with infer={'enumerate': 'parallel'}, and "
             "pyro.infer.TraceEnum_ELBO sums it out there"
         )
     own = [name for name, site in guide_sites.items() if not is_auxiliary(site)]
     if extra := [name for name in own if name not in model_sites]:
-        problems.append(f"the guide samples {_names(extra)} which the model does not")
+        problems.append(f"the guide samples {quoted(extra)} which the model does not")
     if both := [name for name in guide_sites if name in observed]:
-        problems.append(f"the guide samples {_names(both)} which the model observes")
+        problems.append(f"the guide samples {quoted(both)} which the model observes")
     if problems:
         raise ValueError("model and guide do not fit: " + "; ".join(problems))
 
 
-def plate_scale(site: Site) -> float:
-    """N/B: the factor by which the plates around a site scale it up for subsampling."""
-    frames = site["cond_indep_stack"]
-    return math.prod((frame.full_size or frame.size) / frame.size for frame in frames)
+def check_weights(pair: Pair) -> None:
+    """Refuses KL weights by site where the guide draws a latent from an auxiliary site.
 
-
-def per_datum(site: Site, plate: Any, num_data: int | None = None) -> Tensor:
-    """A site's log-density for each datum, with masks and scales but not the plates' N/B.
-
-    Returns:
-        `[B]`, summed over all plates but the data's; a site outside the data plate gives its sum,
-        `[]`, divided by `num_data` (the plate's full size, if not given), so that the sum over all
-        data counts it once.
+    The weight of the latent would reach its prior, and not the density that it was drawn from.
     """
-    scale = site["scale"] / plate_scale(site)
-    log_prob = scale_and_mask(site["unscaled_log_prob"], scale, site["mask"])
-    inside = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
-    if not inside:
-        return log_prob.sum() / (num_data or plate.full_size or plate.size)
-    return log_prob.movedim(plate.dim, 0).reshape(plate.size, -1).sum(1)
-
-
-def per_particle(site: Site, plate: Any, log_prob: Any = None) -> Tensor:
-    """A site's log-density for each particle and datum, without the plates' N/B.
-
-    Args:
-        site: A site in the data plate, and in the plate of the particles where there is one.
-        plate: The frame of the data plate.
-        log_prob: In place of the site's own, scaled and masked, log-density: `[*plates]`.
-
-    Returns:
-        `[K, B]`, summed over all other plates; K is 1 where there is no plate of particles.
-    """
-    if log_prob is None:
-        scale = plate_scale(site)
-        log_prob = site["log_prob"] if scale == 1 else site["log_prob"] / scale
-    if not any(frame.name == PARTICLES for frame in site["cond_indep_stack"]):
-        log_prob = log_prob.unsqueeze(0)
-    kept = log_prob.movedim(plate.dim, 1)
-    return kept if kept.dim() == 2 else kept.flatten(2).sum(-1)
-
-
-def samples(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """Name and site of every sample statement, observed ones included."""
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
-
-
-def is_auxiliary(site: Site) -> bool:
-    """Whether a site is marked as the guide's own, `infer={"is_auxiliary": True}`."""
-    return bool(site["infer"].get("is_auxiliary"))
-
-
-def is_point(fn: Any) -> bool:
-    """Whether a distribution is a point mass, however it is wrapped."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
+    for name, site in pair.auxiliary:
+        for latent, _, guide_site in pair.latents:
+            if is_weighted(site) != is_weighted(guide_site):
+                raise ValueError(
+                    f"the KL weight names '{latent}', which the guide draws from the auxiliary "
+                    f"site '{name}'; use one weight for all, or a guide without auxiliary sites"
+                )

@@ -9,11 +9,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import Pair, Site, per_particle, plate_scale, samples
+from ppl_vae.estimators.densities import per_particle, plate_scale
+from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.paths import ForkedPair
+from ppl_vae.estimators.sites import Site, samples
 from ppl_vae.handlers import same_scale
 
-__all__ = ["Particles", "exclusive_logsumexp", "log_mean_exp", "with_gradient"]
+__all__ = [
+    "Particles",
+    "exclusive_logsumexp",
+    "exclusive_mean",
+    "log_mean_exp",
+    "weigh",
+    "with_gradient",
+]
 
 # Added to a weight before dividing by it. Far below the rounding of a sum of weights that is 1.
 _TINY = 1e-20
@@ -111,10 +120,11 @@ class Particles:
         # Each row of the model is multiplied by a on its way back to the parameters, so what leaves
         # it towards the samples wants b / a. A weight too small for that division is one that no
         # sum of weights would notice.
-        model = model + _TINY
-        self._scale_gradients(path / model)
-        guide = model if guide is None else guide
-        return with_gradient(value, (model * self.log_model - guide * self.log_guide).sum(1))
+        kept = model + _TINY * (self.log_weights.detach() > -math.inf)
+        self._scale_gradients(path / (model + _TINY))
+        guide = kept if guide is None else guide
+        surrogate = weigh(kept, self.log_model) - weigh(guide, self.log_guide)
+        return with_gradient(value, surrogate.sum(1))
 
     def _scale_gradients(self, factor: Tensor) -> None:
         rows = factor.reshape(-1, factor.shape[-1])
@@ -140,6 +150,19 @@ def exclusive_logsumexp(log_w: Tensor) -> Tensor:
     before = torch.cat([end, log_w.logcumsumexp(1)[:, :-1]], 1)
     after = torch.cat([end, log_w.flip(1).logcumsumexp(1)[:, :-1]], 1).flip(1)
     return torch.logaddexp(before, after)
+
+
+def exclusive_mean(log_w: Tensor) -> Tensor:
+    """The mean of all other log w, `[M, K, B] -> [M, K, B]`; one minus infinity spares itself."""
+    end = torch.zeros_like(log_w[:, :1])
+    before = torch.cat([end, log_w.cumsum(1)[:, :-1]], 1)
+    after = torch.cat([end, log_w.flip(1).cumsum(1)[:, :-1]], 1).flip(1)
+    return (before + after) / (log_w.shape[1] - 1)
+
+
+def weigh(weights: Tensor, log_density: Tensor) -> Tensor:
+    """The product, 0 where the weight is 0, though the log-density be minus infinity there."""
+    return torch.where(weights == 0, 0.0, weights * log_density)
 
 
 def with_gradient(value: Tensor, surrogate: Tensor) -> Tensor:

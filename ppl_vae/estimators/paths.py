@@ -10,18 +10,21 @@
 Shapes: K particles, B data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
+from pyro.poutine.messenger import Messenger, unwrap
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from ppl_vae.estimators.pair import PARTICLES, Pair, join, run_guide, run_model, samples, trace_pair
+from ppl_vae.estimators.pair import Pair, compute_density, join, trace_pair
+from ppl_vae.estimators.running import run_guide, run_model
+from ppl_vae.estimators.sites import PARTICLES, samples
 
 __all__ = ["ForkedPair", "trace_forked_pair", "trace_path_pair", "trace_stopped_pair"]
 
@@ -58,16 +61,22 @@ def trace_path_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict)
     nothing to stop, and this is `trace_pair`.
 
     Raises:
-        ValueError: As `trace_pair`; and where the guide's density depends on a tensor that was
-            computed, from parameters, before the guide ran: it cannot be stopped.
+        ValueError: As `trace_pair`; where the guide's density depends on a tensor that was
+            computed, from parameters, before the guide ran: it cannot be stopped; where a flow has
+            no density at given values; and, with Pyro's validation on, where the density at the
+            same values differs from run to run, as with dropout.
     """
     if not torch.is_grad_enabled():
         return trace_pair(model, guide, args, kwargs)
     drawn = run_guide(guide, args, kwargs)
     forked, aliases = _fork(drawn)
     model_trace = run_model(model, forked, args, kwargs)
-    with _StopLeaves():
+    with _keeping_buffers(guide), _StopLeaves():
         guide_trace = poutine.trace(poutine.replay(guide, trace=forked)).get_trace(*args, **kwargs)
+        # Here, for a flow has parameters of its own to stop.
+        compute_density(guide_trace)
+    if poutine.util.is_validation_enabled():
+        _check_repeatable(drawn, guide_trace)
     pair = join(model_trace, guide_trace)
     for name, site in samples(pair.guide_trace):
         if _depends_on_leaf(site["log_prob"], aliases):
@@ -146,6 +155,38 @@ class _StopLeaves(TorchFunctionMode):
         if not is_parameter or any(value is own for own in self._own):
             return value
         return value.detach()
+
+
+@contextmanager
+def _keeping_buffers(guide: Callable) -> Iterator[None]:
+    """A second run is not to move the running statistics of batch normalization again.
+
+    It gets copies of them; to write the old values back would spoil the first run's graph.
+    """
+    program = unwrap(guide)
+    modules = list(program.modules()) if isinstance(program, torch.nn.Module) else []
+    kept = [(module, dict(module._buffers)) for module in modules if module._buffers]
+    for module, buffers in kept:
+        module._buffers.update({n: b.clone() for n, b in buffers.items() if b is not None})
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
+
+
+def _check_repeatable(drawn: poutine.Trace, again: poutine.Trace) -> None:
+    with torch.no_grad():
+        compute_density(drawn)
+    for name, site in samples(again):
+        one, other = drawn.nodes[name]["log_prob"].detach(), site["log_prob"].detach()
+        # Inverting a flow costs digits.
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                f"path derivatives (STL, DReG) run the guide twice, and at the same value its "
+                f"density of '{name}' came out another; something in it is random besides its "
+                "sites, such as dropout. Use Trace_ELBO or TraceIWAE_ELBO"
+            )
 
 
 def _depends_on_leaf(value: Tensor, aliases: dict[str, Tensor]) -> bool:

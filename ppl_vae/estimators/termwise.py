@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.checks import check_reparameterized
-from ppl_vae.estimators.pair import Pair, Site
+from ppl_vae.estimators.pair import Pair
+from ppl_vae.estimators.sites import Site
 
 __all__ = ["TermwiseEstimator"]
 

@@ -65,4 +65,10 @@ class TraceRenyi_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         log_w = particles.log_weights
         if self.alpha == 1:
             return log_w.mean(1)
-        return log_mean_exp((1 - self.alpha) * log_w) / (1 - self.alpha)
+        power = 1 - self.alpha
+        if abs(power) > 0.01:
+            return log_mean_exp(power * log_w) / power
+        # Near 1 the division magnifies rounding, unless what is divided begins at 0.
+        center = log_w.mean(1, keepdim=True)
+        rest = (power * (log_w - center)).expm1().mean(1).log1p() / power
+        return center.squeeze(1) + rest

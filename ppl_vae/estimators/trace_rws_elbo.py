@@ -8,10 +8,12 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from ppl_vae.estimators.checks import check_unweighted
-from ppl_vae.estimators.pair import Pair, run_guide, samples
-from ppl_vae.estimators.particles import Particles, log_mean_exp, with_gradient
+from ppl_vae.estimators.pair import Pair, compute_density
+from ppl_vae.estimators.particles import Particles, log_mean_exp, weigh, with_gradient
 from ppl_vae.estimators.paths import trace_stopped_pair
-from ppl_vae.estimators.simulation import simulate
+from ppl_vae.estimators.running import run_guide
+from ppl_vae.estimators.simulation import check_draws_directly, simulate
+from ppl_vae.estimators.sites import samples
 from ppl_vae.estimators.weight_estimator import WeightEstimator
 
 __all__ = ["TraceRWS_ELBO"]
@@ -27,7 +29,7 @@ class TraceRWS_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
     The value is that of `TraceIWAE_ELBO`. The guide's gradient is none of that value: it descends
     :math:`KL(p(z | x) \| q(z | x))`, on the data in the wake phase, on the model's own draws in the
     sleep phase. No reparameterization is needed. A KL weight is refused. Cost: that of
-    `TraceIWAE_ELBO`, and one run of guide and model more if it sleeps.
+    `TraceIWAE_ELBO`, and a run of the guide and two of the model more if it sleeps.
 
     Args:
         insomnia: :math:`\lambda`, from 0 (sleep phase only) to 1 (wake phase only).
@@ -80,7 +82,8 @@ class TraceRWS_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
             drawn, args, kwargs = simulate(model, args, kwargs)
         replayed = poutine.replay(guide, trace=drawn)
         trace = prune_subsample_sites(run_guide(replayed, args, kwargs))
-        trace.compute_log_prob()
+        check_draws_directly(trace, "the sleep phase of TraceRWS_ELBO")
+        compute_density(trace)
         terms = [site["log_prob"].sum() for _, site in samples(trace)]
         return torch.stack(terms).sum()
 
@@ -93,5 +96,5 @@ class TraceRWS_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
     def _bound(self, particles: Particles) -> Tensor:
         log_w = particles.log_weights.detach()
         w = log_w.softmax(1)
-        surrogate = w * (particles.log_model + self.insomnia * particles.log_guide)
-        return with_gradient(log_mean_exp(log_w), surrogate.sum(1))
+        climbed = particles.log_model + self.insomnia * particles.log_guide
+        return with_gradient(log_mean_exp(log_w), weigh(w, climbed).sum(1))

@@ -6,7 +6,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_unweighted
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, with_gradient
 from ppl_vae.estimators.paths import trace_stopped_pair
@@ -31,8 +30,8 @@ class TraceTVO_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
     .. math:: \nabla E_{\pi_\beta}[\log w] = E_{\pi_\beta}[\nabla \log w]
         + \mathrm{Cov}_{\pi_\beta}\big[(1 - \beta) \nabla \log q + \beta \nabla \log p,\ \log w\big]
 
-    which need no reparameterization. Their bias vanishes as 1/K. A KL weight is refused. Cost: that
-    of `TraceIWAE_ELBO`.
+    which need no reparameterization. Their bias vanishes as 1/K. Under a KL weight w is that of
+    `TraceIWAE_ELBO`, and the way leads from q to q w. Cost: that of `TraceIWAE_ELBO`.
 
     Args:
         num_partitions: T >= 1.
@@ -43,8 +42,8 @@ class TraceTVO_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         num_outer: M.
 
     Raises:
-        ValueError: An argument is out of its range; a KL weight is in force; a site lies outside
-            the data plate, or the guide has no density.
+        ValueError: An argument is out of its range; a site lies outside the data plate, or the
+            guide has no density.
 
     References:
         Masrani, Le and Wood (2019), The Thermodynamic Variational Objective.
@@ -80,20 +79,19 @@ class TraceTVO_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
         return trace_stopped_pair(model, guide, args, kwargs)
 
-    def _check(self, pair: Pair) -> None:
-        check_unweighted(pair, "TraceTVO_ELBO", "or TraceIWAE_ELBO")
-
     def _bound(self, particles: Particles) -> Tensor:
-        log_w = particles.log_weights.detach()
+        live = particles.log_weights
+        log_w = live.detach()
         value = torch.zeros_like(log_w[:, 0])
-        of_model, of_guide = torch.zeros_like(log_w), torch.zeros_like(log_w)
+        of_weights, of_score = torch.zeros_like(log_w), torch.zeros_like(log_w)
         for beta, end in pairwise([*self.partition, 1.0]):
             width = end - beta
             w = (beta * log_w).softmax(1)
             mean = (w * log_w).sum(1)
             value = value + width * mean
             covariance = w * (log_w - mean.unsqueeze(1))
-            of_model = of_model + width * (w + beta * covariance)
-            of_guide = of_guide + width * ((1 - beta) * covariance - w)
-        surrogate = of_model * particles.log_model + of_guide * particles.log_guide
+            # log pi_beta = log q + beta log w, and a constant.
+            of_weights = of_weights + width * (w + beta * covariance)
+            of_score = of_score + width * covariance
+        surrogate = of_weights * live + of_score * particles.score(of_all=True)
         return with_gradient(value, surrogate.sum(1))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.particles import exclusive_logsumexp, log_mean_exp
+from ppl_vae.estimators.particles import exclusive_logsumexp, exclusive_mean, log_mean_exp
 from ppl_vae.estimators.score_estimator import ScoreEstimator
 
 __all__ = ["TraceVIMCO_ELBO"]
@@ -48,6 +48,5 @@ class TraceVIMCO_ELBO(ScoreEstimator):  # noqa: N801 (Pyro's style)
         return log_mean_exp(log_w)
 
     def _signal(self, log_w: Tensor) -> Tensor:
-        others = (log_w.sum(1, keepdim=True) - log_w) / (log_w.shape[1] - 1)
-        without = torch.logaddexp(exclusive_logsumexp(log_w), others)
+        without = torch.logaddexp(exclusive_logsumexp(log_w), exclusive_mean(log_w))
         return log_w.logsumexp(1, keepdim=True) - without

@@ -11,12 +11,14 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.estimators.pair import join, run_guide, run_model
+from ppl_vae.estimators.checks import check_density, check_local
+from ppl_vae.estimators.pair import join
 from ppl_vae.estimators.particles import Particles
-from ppl_vae.estimators.simulation import simulate
+from ppl_vae.estimators.running import run_guide, run_model
+from ppl_vae.estimators.simulation import check_draws_directly, simulate
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.likelihood import log_marginal
-from ppl_vae.randomness import untouched
+from ppl_vae.randomness import untouched, validation
 
 __all__ = ["Bracket", "bracket"]
 
@@ -73,7 +75,8 @@ def bracket(
         seed: Of the draws.
 
     Raises:
-        ValueError: K is below 1; the guide has no density; a site lies outside the data plate.
+        ValueError: K is below 1; the guide has no density at a given z; a site lies outside the
+            data plate; the model does more with its data than to observe them.
 
     References:
         Grosse, Ghahramani and Adams (2015), on simulated data; Sobolev and Vetrov (2019) and
@@ -88,10 +91,13 @@ def bracket(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; accepted is >= 1")
-    with untouched(seed), torch.no_grad():
+    with untouched(seed), torch.no_grad(), validation(True):
         drawn, (x,), _ = simulate(model, (x_like,), {})
         guide_trace = run_guide(poutine.replay(guide, trace=drawn), (x,), {})
+        check_draws_directly(guide_trace, "bracket")
         pair = join(run_model(model, guide_trace, (x,), {}), guide_trace)
+        check_density(pair, "bracket")
+        check_local(pair, "bracket")
         eubo = Particles([pair], 1, 1).log_weights.reshape(-1)
     lower = log_marginal(model, guide, x, num_particles=num_particles, seed=seed + 1).value
     upper = eubo

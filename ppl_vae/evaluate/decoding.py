@@ -14,7 +14,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from ppl_vae.estimators.pair import samples, trace_pair
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.sites import samples
 from ppl_vae.evaluate.latents import is_discrete, mean_of, plate_around, posterior_means
 from ppl_vae.randomness import untouched
 

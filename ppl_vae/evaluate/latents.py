@@ -15,7 +15,8 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Categorical, Normal, kl_divergence
 
-from ppl_vae.estimators.pair import samples, trace_pair
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.sites import samples
 from ppl_vae.evaluate.terms import batches
 from ppl_vae.randomness import untouched
 

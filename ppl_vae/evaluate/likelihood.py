@@ -10,8 +10,9 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import PARTICLES, Pair, trace_pair
+from ppl_vae.estimators.pair import Pair, trace_pair
 from ppl_vae.estimators.particles import Particles
+from ppl_vae.estimators.sites import PARTICLES
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.terms import batches
 from ppl_vae.randomness import untouched

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import Pair, per_datum, trace_pair
+from ppl_vae.estimators.densities import per_datum
+from ppl_vae.estimators.pair import Pair, trace_pair
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.randomness import untouched
 

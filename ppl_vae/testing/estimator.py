@@ -13,7 +13,8 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ppl_vae.estimators.pair import samples, trace_pair
+from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.sites import samples
 from ppl_vae.randomness import seed_all
 from ppl_vae.testing.handlers import Enlarge
 from ppl_vae.testing.isolation import close, expect, isolated, keeping, reporting

@@ -12,16 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.estimators.pair import (
-    Pair,
-    is_auxiliary,
-    is_point,
-    join,
-    per_datum,
-    run_guide,
-    run_model,
-    samples,
-)
+from ppl_vae.estimators.densities import per_datum
+from ppl_vae.estimators.pair import Pair, join
+from ppl_vae.estimators.running import run_guide, run_model
+from ppl_vae.estimators.sites import is_auxiliary, is_point, samples
 from ppl_vae.estimators.trace_elbo import Trace_ELBO
 from ppl_vae.testing.handlers import SamePlates
 from ppl_vae.testing.isolation import close, expect, isolated, keeping, reporting

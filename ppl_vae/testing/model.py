@@ -6,7 +6,7 @@ from typing import Any
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.estimators.pair import samples
+from ppl_vae.estimators.sites import samples
 from ppl_vae.guides.sites import find_data_plate
 from ppl_vae.testing.handlers import SamePlates
 from ppl_vae.testing.isolation import close, expect, isolated, reporting

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.estimators.pair import is_point, samples
+from ppl_vae.estimators.sites import is_point, samples
 from ppl_vae.testing.isolation import expect
 from ppl_vae.testing.programs import held, particles, run
 

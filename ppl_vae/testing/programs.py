@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 
-from ppl_vae.estimators.pair import Site, is_point, samples
+from ppl_vae.estimators.sites import Site, is_point, samples
 from ppl_vae.testing.handlers import Held
 from ppl_vae.testing.isolation import expect, reporting
 
