@@ -331,6 +331,8 @@ def test_what_a_baseline_remembers_goes_into_the_checkpoint(tmp_path):
     run(5, tmp_path / "parts")
     resumed, found = run(12, tmp_path / "parts", resume=True)
     assert whole.state_dict()["average"] != 0
+    # Twelve steps, and nothing else: neither the try before them nor a logged line counts.
+    assert whole.state_dict()["missing"].item() == pytest.approx(0.9**12)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
