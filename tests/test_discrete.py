@@ -141,6 +141,16 @@ def test_the_control_variates_are_equation_17(gamma):
         torch.testing.assert_close(found[:, i] - share, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_vimcos_signal_is_against_the_geometric_mean_of_the_others():
+    log_w, k = torch.randn(2, 4, 3), 4
+    found = e.TraceVIMCO_ELBO(k)._signal(log_w)
+    w = log_w.exp()
+    for i in range(k):
+        others = w[:, [j for j in range(k) if j != i]]
+        replaced = (others.sum(1) + others.prod(1) ** (1 / (k - 1))) / k
+        torch.testing.assert_close(found[:, i], w.mean(1).log() - replaced.log())
+
+
 def test_the_variates_of_vimco_and_ovis_lower_the_variance():
     pair = Mixture()
     plain = gradients_of(NoBaseline(num_particles=3), pair, 400).var(0)[-6:].sum()

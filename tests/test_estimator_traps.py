@@ -296,30 +296,40 @@ def test_a_model_that_reads_its_data_cannot_be_simulated():
             call()
 
 
-def test_of_several_plates_the_one_around_all_is_the_datas_and_none_is_guessed():
-    def pair(names, z_in_both):
+@pytest.mark.parametrize("of_z", ["rows", "columns"])
+def test_of_several_plates_the_one_around_all_is_the_datas(of_z):
+    def pair(rows_name, columns_name):
         def program(x, obs):
-            rows = pyro.plate(names[0], x.shape[0], dim=-2)
-            columns = pyro.plate(names[1], x.shape[1], dim=-1)
-            with rows:
-                if not z_in_both:
-                    z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0], 1), 1.0))
-                with columns:
-                    if z_in_both:
-                        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                    if obs:
-                        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            rows = pyro.plate(rows_name, x.shape[0], dim=-2)
+            columns = pyro.plate(columns_name, x.shape[1], dim=-1)
+            with rows if of_z == "rows" else columns:
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with rows, columns:
+                if obs:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
         return (lambda x: program(x, True)), (lambda x: program(x, False))
 
-    x = torch.randn(4, 3)
+    x, losses = torch.randn(4, 3), []
     elbo = e.TraceIWAE_ELBO(3, max_plate_nesting=2)
-    torch.manual_seed(3)
-    named = elbo.loss(*pair(("data", "pix"), False), x)
-    torch.manual_seed(3)
-    assert elbo.loss(*pair(("batch", "pix"), False), x) == named
-    with pytest.raises(ValueError, match="plates 'batch', 'pix', and none of them is named 'data'"):
-        elbo.loss(*pair(("batch", "pix"), True), x)
+    named = ("data", "other") if of_z == "rows" else ("other", "data")
+    for names in (named, ("one", "two")):
+        torch.manual_seed(3)
+        losses.append(elbo.loss(*pair(*names), x))
+    assert losses[0] == losses[1]
+
+
+def test_of_plates_that_are_all_around_everything_none_is_guessed():
+    def program(x, obs):
+        with pyro.plate("one", x.shape[0], dim=-2), pyro.plate("two", x.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if obs:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="plates 'one', 'two', and none of them is named 'data'"):
+        e.TraceIWAE_ELBO(3).loss(
+            lambda x: program(x, True), lambda x: program(x, False), torch.randn(4, 3)
+        )
 
 
 def test_bracket_refuses_a_global_latent():
