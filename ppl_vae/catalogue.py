@@ -13,6 +13,7 @@ _BASES: dict[str, tuple[ModuleType, type]] = {
     "encoders": (models, models.Encoder),
     "decoders": (models, models.Decoder),
     "guides": (guides, guides.Guide),
+    "families": (guides, guides.Family),
     "estimators": (estimators, estimators.Estimator),
     "baselines": (estimators, estimators.Baseline),
     "schedules": (schedules, schedules.Schedule),

@@ -15,7 +15,7 @@ __all__ = ["arguments_of", "can_be_built", "names_for", "suggestion"]
 _KIND_OF = {"model": "models", "guide": "guides", "estimator": "estimators",
             "schedule": "schedules", "likelihood": "likelihoods", "encoder": "encoders",
             "decoder": "decoders", "capacity": "schedules", "sites": "schedules",
-            "baseline": "baselines"}  # fmt: skip
+            "baseline": "baselines", "family": "families"}  # fmt: skip
 # Arguments that the command line, or the object around it, fills in.
 _FILLED = ("self", "data_shape", "model", "params", "optimizer", "in_features", "out_shape")
 

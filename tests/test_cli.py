@@ -130,6 +130,11 @@ UNDERSTOOD = {
         "--guide.encoder DenseEncoder --guide.encoder.hidden [4]", "guide",
         entry("ppl_vae.guides.MeanFieldGuide", hidden=[8],
               encoder=entry("ppl_vae.models.DenseEncoder", hidden=[4]))),
+    "guide with a family inside": (
+        "--guide TopDownGuide --guide.family LowRankNormal --guide.family.rank 3 "
+        "--guide.latent_hidden [4]", "guide",
+        entry("ppl_vae.guides.TopDownGuide", hidden=[8], latent_hidden=[4],
+              family=entry("ppl_vae.guides.LowRankNormal", rank=3))),
     "guide by name": (
         "--guide DeltaGuide", "guide", entry("ppl_vae.guides.DeltaGuide", hidden=[8])),
     "estimator argument without the class": (

@@ -44,6 +44,14 @@ MODELS = {
 GUIDES = {
     "MeanFieldGuide": lambda model: guides.MeanFieldGuide(model, hidden=(5,)),
     "MeanFieldGuide-conv": lambda model: guides.MeanFieldGuide(model, encoder=_conv_encoder(model)),
+    "FamilyGuide": lambda model: guides.FamilyGuide(model, (5,), guides.DiagonalNormal()),
+    "FullRankGuide": lambda model: guides.FullRankGuide(model, hidden=(5,)),
+    "LowRankGuide": lambda model: guides.LowRankGuide(model, hidden=(5,), rank=1),
+    "MixtureGuide": lambda model: guides.MixtureGuide(model, hidden=(5,), num_components=2),
+    "TopDownGuide": lambda model: guides.TopDownGuide(model, (5,), (4,), activation="tanh"),
+    "BottomUpGuide": lambda model: guides.BottomUpGuide(
+        model, (5,), (), guides.FullRankNormal(), activation="tanh"
+    ),
     "DeltaGuide": lambda model: guides.DeltaGuide(model, hidden=(5, 4), activation="tanh"),
     "GaussianMixtureGuide": lambda model: guides.GaussianMixtureGuide(
         model, hidden=(5,), activation="tanh"
@@ -132,6 +140,17 @@ def accepted(*model_names):
         for model, guide in PAIRS
         for estimator in ESTIMATORS
         if (estimator, guide) not in REFUSED and model in (model_names or MODELS)
+    ]
+
+
+def along_the_axes():
+    """Every legal pair with one estimator, and every estimator with one guide of each model."""
+    first = {model: next(g for m, g in PAIRS if m == model) for model in MODELS}
+    plain = {"Trace_ELBO", "TraceScoreFunction_ELBO"}
+    return [
+        (model, estimator, guide)
+        for model, estimator, guide in accepted()
+        if guide == first[model] or estimator in plain
     ]
 
 

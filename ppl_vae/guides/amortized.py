@@ -72,7 +72,7 @@ class AmortizedGuide(Guide):
         if self.latent_sites:
             return
         trace = trace_model(self.model, x, *args, **kwargs)
-        sites = find_latent_sites(trace)
+        sites = self._arrange(find_latent_sites(trace))
         plate = find_data_plate(trace, len(x))
         for site in sites:
             self._check_site(site)
@@ -130,10 +130,20 @@ class AmortizedGuide(Guide):
         heads = self.heads
         values = {}
         for name, site in self.latent_sites.items():
-            parameters = heads[name](features)
+            parameters = self._read(heads[name], site, features, values)
             with _inside(plates, site):
                 values[name] = self._sample(site, parameters)
         return values
+
+    def _arrange(self, sites: list[LatentSite]) -> list[LatentSite]:
+        """The order in which the guide draws the sites; the model's, unless a structure differs."""
+        return sites
+
+    def _read(
+        self, head: nn.Module, site: LatentSite, features: Tensor, values: dict[str, Tensor]
+    ) -> Any:
+        """A head's output: of the features, unless a structure has it look at earlier sites too."""
+        return head(features)
 
     def _check_site(self, site: LatentSite) -> None:
         """Raises a `ValueError` where the family cannot represent the site: it is discrete."""
@@ -167,9 +177,14 @@ class AmortizedGuide(Guide):
             plates[self._data_plate.dim] = 1  # type: ignore[index]
         return torch.Size([*plates, *biject_to(site.support).inverse_shape(site.event_shape)])
 
-    def _spread(self, values: Tensor, site: LatentSite) -> Tensor:
-        """`[B, numel]` to `[*plates, *event]`, with B at the dimension of the data plate."""
+    def _spread(self, values: Tensor, site: LatentSite, event: torch.Size | None = None) -> Tensor:
+        """`[B, numel]` to `[*plates, *event]`, with B at the dimension of the data plate.
+
+        The event is that of the site before `biject_to(support)`, if not given.
+        """
         shape = self._unconstrained_shape(site)
+        if event is not None:
+            shape = shape[: len(site.batch_shape)] + event
         values = values.reshape(-1, *shape)
         if site.is_local(self._data_plate):
             event_dim = len(shape) - len(site.batch_shape)

@@ -12,7 +12,7 @@ from ppl_vae.guides.amortized import AmortizedGuide
 from ppl_vae.guides.sites import LatentSite
 from ppl_vae.models.nn import NormalHead
 
-__all__ = ["MeanFieldGuide"]
+__all__ = ["MeanFieldGuide", "is_real"]
 
 
 class MeanFieldGuide(AmortizedGuide):
@@ -50,12 +50,12 @@ class MeanFieldGuide(AmortizedGuide):
     def _sample(self, site: LatentSite, parameters: tuple[Tensor, Tensor]) -> Tensor:
         loc, scale = (self._spread(value, site) for value in parameters)
         fn = dist.Normal(loc, scale).to_event(loc.dim() - len(site.batch_shape))
-        if not _is_real(site.support):
+        if not is_real(site.support):
             fn = dist.TransformedDistribution(fn, [biject_to(site.support)])
         return pyro.sample(site.name, fn)  # type: ignore[return-value]
 
 
-def _is_real(support: constraints.Constraint) -> bool:
+def is_real(support: constraints.Constraint) -> bool:
     """Whether the support is the whole space, of any event shape."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
