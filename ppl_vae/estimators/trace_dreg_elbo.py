@@ -30,7 +30,8 @@ class TraceDReG_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
     Raises:
         ValueError: A site lies outside the data plate; the guide has a site that is not
             reparameterized, a mask, no density, or a density that depends on a tensor computed
-            outside of it; KL weights that differ.
+            outside of it; with Pyro's validation on (`fit` checks once), a density that differs
+            from run to run, as with dropout; KL weights that differ.
 
     References:
         Tucker et al. (2019), Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives;

@@ -25,7 +25,8 @@ class TraceIWAESTL_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
 
     Raises:
         ValueError: A site lies outside the data plate; the guide has a site that is not
-            reparameterized, no density, or a density that depends on a tensor computed outside.
+            reparameterized, no density, or a density that depends on a tensor computed outside;
+            with Pyro's validation on, a density that differs from run to run, as with dropout.
 
     References:
         Roeder, Wu and Duvenaud (2017), Sticking the Landing; its bias: Tucker et al. (2019).

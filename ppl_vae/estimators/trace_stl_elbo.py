@@ -28,7 +28,8 @@ class TraceSTL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
 
     Raises:
         ValueError: The guide has a site that is not reparameterized, no density, or a density that
-            depends on a tensor computed outside of it.
+            depends on a tensor computed outside of it; with Pyro's validation on (`fit` checks
+            once), a density that differs from run to run, as with dropout.
 
     References:
         Roeder, Wu and Duvenaud (2017), Sticking the Landing.

@@ -35,7 +35,7 @@ def latent_scatter(
     names: Sequence[str] = ("z[0]", "z[1]"),
     label_name: str = "",
 ) -> Figure:
-    """Two latent units of each datum over the circles of radius 1, 2, 3 of the N(0, I) prior.
+    """Two latent units of each datum over circles of radius 1, 2, 3: deviations of N(0, I).
 
     Integer, boolean and string labels are classes, up to 40 of them: a colour each, a legend, and
     the class's name at its median, so that colour is never alone. Other labels are a continuous
