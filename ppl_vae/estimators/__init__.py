@@ -22,13 +22,14 @@ from ppl_vae.estimators.trace_score_function_elbo import TraceScoreFunction_ELBO
 from ppl_vae.estimators.trace_stl_elbo import TraceSTL_ELBO
 from ppl_vae.estimators.trace_tvo_elbo import TraceTVO_ELBO
 from ppl_vae.estimators.trace_vimco_elbo import TraceVIMCO_ELBO
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator, WeightEstimator
 
 __all__ = [
     "Baseline",
     "DecayingAverage",
     "Estimator",
     "LeaveOneOut",
+    "PathwiseEstimator",
     "ScoreEstimator",
     "TermModifier",
     "TermwiseEstimator",

@@ -17,7 +17,7 @@ from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.sites import Site, is_point
 from ppl_vae.handlers import same_scale
 
-__all__ = ["site_kl"]
+__all__ = ["sampled_kl", "site_kl"]
 
 
 def site_kl(pair: Pair, name: str) -> Tensor:
@@ -37,7 +37,12 @@ def site_kl(pair: Pair, name: str) -> Tensor:
         closed = _closed_form(guide_site["fn"], model_site["fn"])
         if closed is not None:
             return scale_and_mask(closed, guide_site["scale"], guide_site["mask"])
-    return guide_site["log_prob"] - model_site["log_prob"]
+    return sampled_kl(pair, name)
+
+
+def sampled_kl(pair: Pair, name: str) -> Tensor:
+    """The KL term of a latent site at its draw, log q - log p, `[*plates]`."""
+    return pair.guide_trace.nodes[name]["log_prob"] - pair.model_trace.nodes[name]["log_prob"]
 
 
 def _is_conditional(pair: Pair, name: str) -> bool:

@@ -3,15 +3,13 @@
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
-from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceCIWAE_ELBO"]
 
 
-class TraceCIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceCIWAE_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""A convex combination of the ELBO and IWAE.
 
     .. math:: \log p(x) \ge \lambda\, E\Big[\frac1K \sum_k \log w_k\Big]
@@ -55,9 +53,6 @@ class TraceCIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
                 f"TraceCIWAE_ELBO: elbo_weight is {elbo_weight}; accepted is a number from 0 to 1"
             )
         self.elbo_weight = elbo_weight
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:
         log_w = particles.log_weights

@@ -4,16 +4,16 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized, check_unmasked
+from ppl_vae.estimators.checks import check_unmasked
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
 from ppl_vae.estimators.paths import trace_path_pair
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceDReG_ELBO"]
 
 
-class TraceDReG_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceDReG_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The importance-weighted bound with the doubly reparameterized gradient of the guide.
 
     .. math:: \nabla_\phi = E\Big[\sum_k \tilde w_k^2\, \nabla_z \log w_k\, \nabla_\phi z_k\Big],
@@ -48,7 +48,7 @@ class TraceDReG_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         return trace_path_pair(model, guide, args, kwargs)
 
     def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
+        super()._check(pair)
         check_unmasked(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:

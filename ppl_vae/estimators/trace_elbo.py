@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ppl_vae.estimators.kl import sampled_kl
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.termwise import TermwiseEstimator
 
@@ -41,4 +42,4 @@ class Trace_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
     """
 
     def _kl(self, pair: Pair, name: str) -> Tensor:
-        return pair.guide_trace.nodes[name]["log_prob"] - pair.model_trace.nodes[name]["log_prob"]
+        return sampled_kl(pair, name)

@@ -2,15 +2,13 @@
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
-from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceIWAE_ELBO"]
 
 
-class TraceIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceIWAE_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The importance-weighted bound of K particles, IWAE.
 
     .. math:: \log p(x) \ge E\Big[\log \frac1K \sum_k w_k\Big], \qquad
@@ -36,9 +34,6 @@ class TraceIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         >>> elbo(torch.rand(3, 784).round()).shape
         torch.Size([])
     """
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_weights)

@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
 from ppl_vae.estimators.paths import trace_path_pair
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceIWAESTL_ELBO"]
 
 
-class TraceIWAESTL_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceIWAESTL_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The importance-weighted bound with its score left out: biased, to compare with.
 
     .. math:: \sum_k \tilde w_k\, \nabla_z \log w_k\, \nabla_\phi z_k
@@ -40,9 +39,6 @@ class TraceIWAESTL_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
 
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
         return trace_path_pair(model, guide, args, kwargs)
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_weights)

@@ -2,15 +2,13 @@
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
-from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceMIWAE_ELBO"]
 
 
-class TraceMIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceMIWAE_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The mean of M importance-weighted bounds of K particles each, MIWAE(M, K).
 
     .. math:: \log p(x) \ge E\Big[\frac1M \sum_m \log \frac1K \sum_k w_{mk}\Big]
@@ -49,9 +47,6 @@ class TraceMIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         num_outer: int = 8,
     ) -> None:
         super().__init__(num_particles, vectorize_particles, max_plate_nesting, num_outer)
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:
         return log_mean_exp(particles.log_weights)

@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
 from ppl_vae.estimators.paths import trace_forked_pair
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TracePIWAE_ELBO"]
 
 
-class TracePIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TracePIWAE_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""IWAE of all M K particles for the model, MIWAE(M, K) for the guide.
 
     .. math:: \theta:\ \log \frac{1}{MK} \sum_{mk} w_{mk}, \qquad
@@ -52,9 +51,6 @@ class TracePIWAE_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
         num_outer: int = 8,
     ) -> None:
         super().__init__(num_particles, vectorize_particles, max_plate_nesting, num_outer)
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _run(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Pair:
         return trace_forked_pair(model, guide, args, kwargs)

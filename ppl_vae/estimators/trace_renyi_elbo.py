@@ -4,15 +4,13 @@ import math
 
 from torch import Tensor
 
-from ppl_vae.estimators.checks import check_reparameterized
-from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, log_mean_exp
-from ppl_vae.estimators.weight_estimator import WeightEstimator
+from ppl_vae.estimators.weight_estimator import PathwiseEstimator
 
 __all__ = ["TraceRenyi_ELBO"]
 
 
-class TraceRenyi_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
+class TraceRenyi_ELBO(PathwiseEstimator):  # noqa: N801 (Pyro's style)
     r"""The variational Renyi bound of order alpha.
 
     .. math:: L_\alpha = E\Big[\frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}\Big]
@@ -57,9 +55,6 @@ class TraceRenyi_ELBO(WeightEstimator):  # noqa: N801 (Pyro's style)
             raise ValueError(f"TraceRenyi_ELBO: alpha is {alpha}; accepted is a finite number")
         self.alpha = alpha
         self.is_bound = alpha >= 0
-
-    def _check(self, pair: Pair) -> None:
-        check_reparameterized(pair, type(self).__name__)
 
     def _bound(self, particles: Particles) -> Tensor:
         log_w = particles.log_weights

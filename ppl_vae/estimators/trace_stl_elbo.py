@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ppl_vae.estimators.checks import check_density
+from ppl_vae.estimators.kl import sampled_kl
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.paths import trace_path_pair
 from ppl_vae.estimators.termwise import TermwiseEstimator
@@ -46,4 +47,4 @@ class TraceSTL_ELBO(TermwiseEstimator):  # noqa: N801 (Pyro's style)
 
     def _kl(self, pair: Pair, name: str) -> Tensor:
         check_density(pair, type(self).__name__)
-        return pair.guide_trace.nodes[name]["log_prob"] - pair.model_trace.nodes[name]["log_prob"]
+        return sampled_kl(pair, name)

@@ -8,11 +8,11 @@ from abc import abstractmethod
 from torch import Tensor
 
 from ppl_vae.estimators.base import Estimator
-from ppl_vae.estimators.checks import check_density, check_local
+from ppl_vae.estimators.checks import check_density, check_local, check_reparameterized
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles
 
-__all__ = ["WeightEstimator"]
+__all__ = ["PathwiseEstimator", "WeightEstimator"]
 
 
 class WeightEstimator(Estimator):
@@ -59,3 +59,13 @@ class WeightEstimator(Estimator):
             self._check(pair)
         particles = Particles(pairs, self.num_outer, self.num_particles)
         return -particles.scale * self._bound(particles).mean(0).sum()
+
+
+class PathwiseEstimator(WeightEstimator):
+    """A `WeightEstimator` that differentiates through the samples: reparameterized guides alone.
+
+    To write one: subclass, and define `_bound(particles)`.
+    """
+
+    def _check(self, pair: Pair) -> None:
+        check_reparameterized(pair, type(self).__name__)
