@@ -5,7 +5,7 @@ number to climb; a schedule weighs the KL; `fit` climbs. Each is an argument, an
 others' insides.
 """
 
-from ppl_vae import data, estimators, evaluate, guides, handlers, models, schedules
+from ppl_vae import data, estimators, evaluate, families, guides, handlers, models, schedules
 from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.config import ConfigError
 from ppl_vae.diagnosis import NonFiniteError
@@ -21,6 +21,7 @@ __all__ = [
     "data",
     "estimators",
     "evaluate",
+    "families",
     "fit",
     "guides",
     "handlers",

@@ -3,7 +3,7 @@
 import inspect
 from types import ModuleType
 
-from ppl_vae import data, estimators, guides, models, schedules
+from ppl_vae import data, estimators, families, guides, models, schedules
 
 __all__ = ["KINDS", "catalogue"]
 
@@ -13,7 +13,7 @@ _BASES: dict[str, tuple[ModuleType, type]] = {
     "encoders": (models, models.Encoder),
     "decoders": (models, models.Decoder),
     "guides": (guides, guides.Guide),
-    "families": (guides, guides.Family),
+    "families": (families, families.Family),
     "estimators": (estimators, estimators.Estimator),
     "baselines": (estimators, estimators.Baseline),
     "schedules": (schedules, schedules.Schedule),

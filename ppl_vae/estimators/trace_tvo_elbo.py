@@ -6,11 +6,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ppl_vae.checks import check_dim
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.particles import Particles, with_gradient
 from ppl_vae.estimators.paths import trace_stopped_pair
 from ppl_vae.estimators.weight_estimator import WeightEstimator
-from ppl_vae.models.base import check_dim
 
 __all__ = ["TraceTVO_ELBO"]
 

@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from ppl_vae.models.base import check_dim
+from ppl_vae.checks import check_dim
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder
 from ppl_vae.models.observation import ObservationModel

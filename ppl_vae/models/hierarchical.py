@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor, nn
 
-from ppl_vae.models.base import check_dims, check_hidden
+from ppl_vae.checks import check_dims, check_hidden
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder, NormalHead, dense
 from ppl_vae.models.observation import ObservationModel

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import pyro
 from torch import Tensor
 
-from ppl_vae.models.base import Model, check_hidden
+from ppl_vae.checks import check_hidden
+from ppl_vae.models.base import Model
 from ppl_vae.models.likelihoods import Bernoulli, Likelihood
 from ppl_vae.models.nn import Activation, Decoder, DenseDecoder
 

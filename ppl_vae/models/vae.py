@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_vae.models.base import check_dim
+from ppl_vae.checks import check_dim
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder
 from ppl_vae.models.observation import ObservationModel
