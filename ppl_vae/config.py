@@ -176,8 +176,9 @@ def _is_factory(cls: type, name: str, item: Any) -> bool:
 
 def _entry(cls: type, arguments: dict[str, Any], omit: Sequence[str]) -> dict[str, Any]:
     described = {
-        # A network given as an instance is made anew from the data's shape, as a class would be.
-        name: describe(item, omit=("data_shape",) if isinstance(item, nn.Module) else ())
+        # A network given as an instance is made anew from the data's shape, as a class would be; a
+        # guide inside of a guide, from the model.
+        name: describe(item, omit=("data_shape", "model") if isinstance(item, nn.Module) else ())
         for name, item in arguments.items()
         if name not in omit
     }

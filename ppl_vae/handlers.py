@@ -1,18 +1,20 @@
 """Effect handlers in the form of `pyro.poutine`: the KL weight, on latent sites only."""
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from numbers import Real
 
 import torch
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
 
 __all__ = [
     "ScaleLatentsMessenger",
     "Weight",
     "is_weighted",
     "same_scale",
+    "same_weights",
     "scale_latents",
     "weight_of",
     "weighted",
@@ -86,6 +88,20 @@ class ScaleLatentsMessenger(Messenger):
         # included. And in a new dictionary: a user may hand one `infer` to several sites.
         weights = {**msg["infer"].get(_KEY, {}), id(self): weight}
         msg["infer"] = {**msg["infer"], _KEY: weights, _REST: rest}
+
+
+@contextmanager
+def same_weights() -> Iterator[None]:
+    """Enters, once more, the KL weights that are in force around the caller.
+
+    For a program that runs programs of its own where no outer handler reaches (`poutine.block`),
+    and is to weigh their latents as its own are weighed.
+    """
+    around = [h.weight for h in _PYRO_STACK if isinstance(h, ScaleLatentsMessenger)]
+    with ExitStack() as stack:
+        for weight in around:
+            stack.enter_context(scale_latents(weight))
+        yield
 
 
 def weight_of(site: dict) -> float | torch.Tensor:

@@ -130,7 +130,7 @@ def test_below_the_capacity_the_kl_is_pushed_up_and_above_it_down():
     model = VAE((6,), 1, ())
     guide, x = MeanFieldGuide(model, hidden=()), torch.rand(7, 6).round()
     torch.nn.init.zeros_(model.decoder.layers[0].weight)  # nothing to reconstruct with
-    torch.nn.init.constant_(guide.heads["z"].linear.bias, 1.0)
+    torch.nn.init.constant_(guide.heads["z"].network.bias, 1.0)
     signs = []
     for capacity in (0.0, 100.0):
         TraceCapacity_ELBO(5.0, Constant(capacity)).loss_and_grads(model, guide, x)

@@ -134,7 +134,7 @@ UNDERSTOOD = {
         "--guide TopDownGuide --guide.family LowRankNormal --guide.family.rank 3 "
         "--guide.latent_hidden [4]", "guide",
         entry("ppl_vae.guides.TopDownGuide", hidden=[8], latent_hidden=[4],
-              family=entry("ppl_vae.guides.LowRankNormal", rank=3))),
+              family=entry("ppl_vae.families.LowRankNormal", rank=3))),
     "guide by name": (
         "--guide DeltaGuide", "guide", entry("ppl_vae.guides.DeltaGuide", hidden=[8])),
     "estimator argument without the class": (

@@ -50,7 +50,7 @@ def test_a_bad_second_argument_is_counted():
     assert found == "the data: argument 1 of the batch holds nan at 1 of 2 places"
 
 
-@pytest.mark.parametrize("name", ["model.decoder.layers.0.weight", "guide.heads.z.linear.bias"])
+@pytest.mark.parametrize("name", ["model.decoder.layers.0.weight", "guide.heads.z.network.bias"])
 def test_a_bad_parameter_is_named(name):
     model, guide = pair()
     parameters = named_parameters(model, guide)
@@ -63,7 +63,7 @@ def test_a_bad_parameter_is_named(name):
 
 def test_a_scale_that_overflows_is_named_with_its_site():
     model, guide = pair()
-    bias = guide.heads["z"].linear.bias  # locations, then log-variances
+    bias = guide.heads["z"].network.bias  # locations, then log-variances
     with torch.no_grad():
         bias[3] = 2000.0  # exp(1000) is too large
     x = torch.randn(5, 4)
@@ -77,11 +77,11 @@ def test_a_scale_that_overflows_is_named_with_its_site():
 def test_finite_gradients_point_to_the_largest_parameter():
     model, guide = pair()
     with torch.no_grad():
-        guide.heads["z"].linear.bias[3] = 2000.0
+        guide.heads["z"].network.bias[3] = 2000.0
     parameters = named_parameters(model, guide)
     found = diagnose(model, guide, (torch.randn(5, 4),), 1.0, parameters)
     assert "all parameters are finite, the largest value is 2e+03" in found
-    assert found.endswith("in 'guide.heads.z.linear.bias'")
+    assert found.endswith("in 'guide.heads.z.network.bias'")
 
 
 def test_a_site_of_the_model_is_named_as_the_models():
@@ -128,7 +128,7 @@ def test_the_weight_in_force_is_used():
     huge = 1e308
     x = torch.randn(5, 4)
     with torch.no_grad():
-        guide.heads["z"].linear.bias[0] = 1e3
+        guide.heads["z"].network.bias[0] = 1e3
     parameters = named_parameters(model, guide)
     assert "no site in the forward pass" in diagnose(model, guide, (x,), 1.0, parameters)
     found = diagnose(model, guide, (x,), huge, parameters)

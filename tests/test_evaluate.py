@@ -71,7 +71,7 @@ def test_the_terms_sum_to_the_elbo(name, guide_name):
     torch.manual_seed(3)
     terms = elbo_terms(model, guide, x)
     torch.manual_seed(3)
-    loss = zoo.any_estimator(guide_name).loss(model, guide, x)
+    loss = zoo.any_estimator(name).loss(model, guide, x)
     assert terms.elbo.sum().item() == pytest.approx(-loss, rel=1e-10)
     torch.testing.assert_close(
         terms.elbo, terms.reconstruction - sum(terms.kl.values()), rtol=1e-12, atol=0

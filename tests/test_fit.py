@@ -125,12 +125,12 @@ def test_under_plain_svi_a_second_guide_of_the_same_names_never_trains_and_a_sco
 
     def train():
         model, guide = pair()
-        before = guide.heads["z"].linear.weight.detach().clone()
+        before = guide.heads["z"].network.weight.detach().clone()
         adam = pyro.optim.Adam({"lr": 1e-2})
         svi = pyro.infer.SVI(model, guide, adam, loss=Trace_ELBO())
         for _ in range(3):
             svi.step(x)
-        return not torch.equal(before, guide.heads["z"].linear.weight)
+        return not torch.equal(before, guide.heads["z"].network.weight)
 
     assert train()
     assert not train()

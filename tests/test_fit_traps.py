@@ -182,7 +182,7 @@ def test_a_model_of_more_arguments_is_loaded_and_not_validated_on_x_alone(tmp_pa
         fit(model, guide, labelled, num_steps=1, valid=data().valid)
     fit(model, guide, labelled, num_steps=2, out=tmp_path / "run")
     run = load_run(tmp_path / "run", model=Conditional())
-    assert torch.equal(run.guide.heads["z"].linear.weight, guide.heads["z"].linear.weight)
+    assert torch.equal(run.guide.heads["z"].network.weight, guide.heads["z"].network.weight)
 
 
 def test_integer_items_are_refused():

@@ -41,7 +41,7 @@ def test_parameters_are_named_by_side():
     assert set(found) == {f"model.{n}" for n, _ in model.named_parameters()} | {
         f"guide.{n}" for n, _ in guide.named_parameters()
     }
-    assert found["guide.heads.z.linear.bias"] is guide.heads["z"].linear.bias
+    assert found["guide.heads.z.network.bias"] is guide.heads["z"].network.bias
     # Pyro's store knows them too, once the pair has run; no parameter has two names.
     model(torch.zeros(2, 4))
     guide(torch.zeros(2, 4))

@@ -195,7 +195,7 @@ def test_a_run_of_plain_functions_asks_for_them(tmp_path):
     with pytest.raises(ppl_vae.ConfigError, match=r"no class for its model.*model=\.\.\."):
         load_run(tmp_path / "run")
     run = load_run(tmp_path / "run", model=model)
-    assert torch.equal(run.guide.heads["z"].linear.weight, guide.heads["z"].linear.weight)
+    assert torch.equal(run.guide.heads["z"].network.weight, guide.heads["z"].network.weight)
 
 
 KILLED = """

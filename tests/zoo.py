@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from ppl_vae import estimators, guides, models, schedules
+from ppl_vae import estimators, families, guides, models, schedules
 
 IMAGE = (1, 6, 6)
 
@@ -44,14 +44,25 @@ MODELS = {
 GUIDES = {
     "MeanFieldGuide": lambda model: guides.MeanFieldGuide(model, hidden=(5,)),
     "MeanFieldGuide-conv": lambda model: guides.MeanFieldGuide(model, encoder=_conv_encoder(model)),
-    "FamilyGuide": lambda model: guides.FamilyGuide(model, (5,), guides.DiagonalNormal()),
+    "FamilyGuide": lambda model: guides.FamilyGuide(model, (5,), families.DiagonalNormal()),
     "FullRankGuide": lambda model: guides.FullRankGuide(model, hidden=(5,)),
     "LowRankGuide": lambda model: guides.LowRankGuide(model, hidden=(5,), rank=1),
     "MixtureGuide": lambda model: guides.MixtureGuide(model, hidden=(5,), num_components=2),
+    "IAFGuide": lambda model: guides.IAFGuide(model, (5,), context_dim=3, flow_hidden=(6,)),
+    "NeuralSplineGuide": lambda model: guides.NeuralSplineGuide(
+        model, (5,), num_flows=1, num_bins=3, context_dim=3, flow_hidden=(6,)
+    ),
+    "PlanarGuide": lambda model: guides.PlanarGuide(model, (5,), num_flows=2),
+    "SylvesterGuide": lambda model: guides.SylvesterGuide(model, (5,), num_flows=2),
     "TopDownGuide": lambda model: guides.TopDownGuide(model, (5,), (4,), activation="tanh"),
     "BottomUpGuide": lambda model: guides.BottomUpGuide(
-        model, (5,), (), guides.FullRankNormal(), activation="tanh"
+        model, (5,), (), families.FullRankNormal(), activation="tanh"
     ),
+    "LadderGuide": lambda model: guides.LadderGuide(model, (5,), (4,), activation="tanh"),
+    "SemiAmortizedGuide": lambda model: guides.SemiAmortizedGuide(
+        guides.MeanFieldGuide(model, (5,)), num_steps=2
+    ),
+    "FrozenGuide": lambda model: guides.FrozenGuide(guides.MeanFieldGuide(model, (5,))),
     "DeltaGuide": lambda model: guides.DeltaGuide(model, hidden=(5, 4), activation="tanh"),
     "GaussianMixtureGuide": lambda model: guides.GaussianMixtureGuide(
         model, hidden=(5,), activation="tanh"
@@ -95,8 +106,8 @@ SCHEDULES = {
     "PerSite": lambda: schedules.PerSite({"z1": schedules.Linear(4), "z2": schedules.Constant(1)}),
 }
 
-# Models with a discrete latent, the guides for them, and the estimators that take those guides.
-_DISCRETE_MODELS = {"GaussianMixtureVAE"}
+# Models with a discrete latent, guides for these alone, and estimators that take such pairs.
+DISCRETE_MODELS = {"GaussianMixtureVAE"}
 _DISCRETE_GUIDES = {"GaussianMixtureGuide"}
 _SCORE = {
     "TraceScoreFunction_ELBO",
@@ -105,29 +116,43 @@ _SCORE = {
     "TraceRWS_ELBO",
     "TraceTVO_ELBO",
 }
+# Guides that have no use for a discrete site.
+_CONTINUOUS = {"DeltaGuide", "LadderGuide", "SemiAmortizedGuide"}
+# Guides that are points, that have a density at their own draws alone, and who cannot do with that.
+_POINTS = {"DeltaGuide"}
+NO_INVERSE = {"PlanarGuide", "SylvesterGuide"}
+_AT_GIVEN_VALUES = {"TraceSTL_ELBO", "TraceDReG_ELBO", "TraceIWAESTL_ELBO", *_SCORE}
 
 
 def fits(model_name, guide_name):
     """Whether a guide is made for a model; else its constructor refuses the model."""
-    return (model_name in _DISCRETE_MODELS) == (guide_name in _DISCRETE_GUIDES)
+    if model_name in DISCRETE_MODELS:
+        return guide_name not in _CONTINUOUS
+    return guide_name not in _DISCRETE_GUIDES
 
 
-#: Estimators that refuse a guide, on purpose: (estimator, guide), and what they say.
-REFUSED = {
-    # A point mass has no density.
-    **{(name, "DeltaGuide"): f"{name}.*DeltaGuide" for name in ESTIMATORS if name != "Trace_ELBO"},
-    # A modifier's terms are those of the estimator in it, which speaks for itself.
-    **{
-        (name, guide): r"_ELBO needs reparameterized guides, and the guide samples 'y'"
-        for name in ESTIMATORS
-        for guide in _DISCRETE_GUIDES
-        if name not in _SCORE
-    },
-}
+def refusal(model_name, estimator, guide_name):
+    """What an estimator says of a pair that it refuses on purpose; nothing if it takes it."""
+    if guide_name in _POINTS and estimator != "Trace_ELBO":
+        return f"{estimator}.*DeltaGuide"
+    reasons = []
+    if model_name in DISCRETE_MODELS and estimator not in _SCORE:
+        # A modifier's terms are those of the estimator in it, which speaks for itself.
+        reasons.append(r"_ELBO needs reparameterized guides, and the guide samples 'y'")
+    if guide_name in NO_INVERSE and estimator in _AT_GIVEN_VALUES:
+        reasons.append(
+            "needs the guide's density at given values, and the guide has a flow without"
+        )
+    return "|".join(reasons) or None
+
 
 # Bounds that at the exact posterior are log p(x) in mean only: a KL in closed form beside a sampled
 # reconstruction.
 EXACT_IN_MEAN = {"TraceAnalyticKL_ELBO", "TraceFreeBits_ELBO"}
+
+#: Guides whose q of a datum hangs on the batch; for data that they are made with; that use the
+#: model's parameters as their own.
+BY_BATCH, EVALUATION_ONLY, READS_MODEL = {"SemiAmortizedGuide"}, {"PerDatumGuide"}, {"LadderGuide"}
 
 #: The legal pairs of a model and a guide.
 PAIRS = [(model, guide) for model in MODELS for guide in GUIDES if fits(model, guide)]
@@ -139,8 +164,19 @@ def accepted(*model_names):
         (model, estimator, guide)
         for model, guide in PAIRS
         for estimator in ESTIMATORS
-        if (estimator, guide) not in REFUSED and model in (model_names or MODELS)
+        if model in (model_names or MODELS) and refusal(model, estimator, guide) is None
     ]
+
+
+def refused():
+    """A triple for each reason, estimator and guide that do not go together."""
+    found = {
+        (refusal(model, estimator, guide), estimator, guide): (model, estimator, guide)
+        for model, guide in PAIRS
+        for estimator in ESTIMATORS
+        if refusal(model, estimator, guide) is not None
+    }
+    return sorted(found.values())
 
 
 def along_the_axes():
@@ -170,10 +206,11 @@ def any_model(guide_name):
     return next(MODELS[model] for model, guide in PAIRS if guide == guide_name)
 
 
-def any_estimator(guide_name, **how):
-    """The evidence lower bound, by an estimator that takes the guide."""
-    refused = ("Trace_ELBO", guide_name) in REFUSED
-    return ESTIMATORS["TraceScoreFunction_ELBO" if refused else "Trace_ELBO"](**how)
+def any_estimator(model_name, **how):
+    """The evidence lower bound, by an estimator that takes every guide of the model."""
+    if model_name in DISCRETE_MODELS:
+        return estimators.TraceScoreFunction_ELBO(pathwise=True, **how)
+    return estimators.Trace_ELBO(**how)
 
 
 def estimator(name, num_particles, **how):

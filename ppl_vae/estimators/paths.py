@@ -71,7 +71,7 @@ def trace_path_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict)
     drawn = run_guide(guide, args, kwargs)
     forked, aliases = _fork(drawn)
     model_trace = run_model(model, forked, args, kwargs)
-    with _keeping_buffers(guide), _StopLeaves():
+    with _keeping_buffers(guide), _StopLeaves() as stopping:
         guide_trace = poutine.trace(poutine.replay(guide, trace=forked)).get_trace(*args, **kwargs)
         # Here, for a flow has parameters of its own to stop.
         compute_density(guide_trace)
@@ -79,7 +79,7 @@ def trace_path_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict)
         _check_repeatable(drawn, guide_trace)
     pair = join(model_trace, guide_trace)
     for name, site in samples(pair.guide_trace):
-        if _depends_on_leaf(site["log_prob"], aliases):
+        if _depends_on_leaf(site["log_prob"], aliases, stopping.own):
             raise ValueError(
                 f"path derivatives (STL, DReG) stop the guide's parameters, and its density of "
                 f"'{name}' depends on a tensor that was computed from parameters before the guide "
@@ -132,7 +132,7 @@ class _StopLeaves(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._own: list[Tensor] = []
+        self.own: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -147,12 +147,12 @@ class _StopLeaves(TorchFunctionMode):
         args, kwargs = tree_map_only(Tensor, self._stop, (args, kwargs))
         out = func(*args, **kwargs)
         if isinstance(out, Tensor) and out.requires_grad and out.is_leaf:
-            self._own.append(out)
+            self.own.append(out)
         return out
 
     def _stop(self, value: Tensor) -> Tensor:
         is_parameter = value.requires_grad and value.is_leaf
-        if not is_parameter or any(value is own for own in self._own):
+        if not is_parameter or any(value is own for own in self.own):
             return value
         return value.detach()
 
@@ -189,8 +189,11 @@ def _check_repeatable(drawn: poutine.Trace, again: poutine.Trace) -> None:
             )
 
 
-def _depends_on_leaf(value: Tensor, aliases: dict[str, Tensor]) -> bool:
-    """Whether a gradient of `value` would reach a leaf other than through an alias."""
+def _depends_on_leaf(value: Tensor, aliases: dict[str, Tensor], own: list[Tensor]) -> bool:
+    """Whether a gradient of `value` would reach a leaf other than through an alias.
+
+    Leaves that the run itself made are no parameters.
+    """
     ends = [alias.grad_fn for alias in aliases.values()]
     pending, seen = [value.grad_fn], set()
     while pending:
@@ -198,7 +201,9 @@ def _depends_on_leaf(value: Tensor, aliases: dict[str, Tensor]) -> bool:
         if node is None or node in seen or any(node is end for end in ends):
             continue
         if hasattr(node, "variable"):
-            return True
+            if not any(node.variable is leaf for leaf in own):
+                return True
+            continue
         seen.add(node)
         pending += [following for following, _ in node.next_functions]
     return False

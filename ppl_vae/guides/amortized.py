@@ -5,26 +5,53 @@ Shapes: B data, F features, `*plates` the plates around a site, `*event` its eve
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.transforms import biject_to
 from torch import Tensor, nn
 
+from ppl_vae.checks import check_hidden
 from ppl_vae.guides.base import Guide
+from ppl_vae.guides.plates import inside, open_plates
 from ppl_vae.guides.sites import LatentSite, find_data_plate, find_latent_sites, trace_model
-from ppl_vae.models.base import check_hidden
 from ppl_vae.models.nn import Activation, DenseEncoder
 from ppl_vae.randomness import fork
 
-__all__ = ["AmortizedGuide"]
+__all__ = ["Adjust", "AmortizedGuide", "Encoded"]
+
+#: From a site's name, and the numbers that its head came to, to the numbers to draw from.
+Adjust = Callable[[str, Any], Any]
 
 # The batch on which a model of known data shape is traced at once: 2 tells it from a size of 1.
 _PROTOTYPE_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What one run of a guide has before it draws.
+
+    Attributes:
+        features: The encoder's, `[B, F]`; of the subsample where the model subsamples.
+        plates: The guide's, by name.
+        args: What the guide was called with.
+        kwargs: Likewise.
+        kept: What was made of the features alone, by site: once, however often it is drawn.
+    """
+
+    features: Tensor
+    plates: dict[str, pyro.plate]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    def detached(self) -> "Encoded":
+        """The same, its features constants, and what was made of them."""
+        kept = {name: value.detach() for name, value in self.kept.items()}
+        return replace(self, features=self.features.detach(), kept=kept)
 
 
 class AmortizedGuide(Guide):
@@ -42,10 +69,11 @@ class AmortizedGuide(Guide):
         hidden: Widths of the dense encoder's layers.
         activation: Of the dense encoder, by its name in `torch.nn.functional`.
         encoder: In place of the dense encoder: a network `[B, *data_shape] -> [B, F]`, or a class
-            that makes one of `data_shape`.
+            that makes one of `data_shape`. One whose `forward` takes more than x is given what the
+            model takes behind x: labels, a mask.
 
     Raises:
-        ValueError: The model has no latent site, no plate over the data, or a site that the family
+        ValueError: The model has no latent site, no plate over the data, or a site that the guide
             cannot represent.
     """
 
@@ -82,19 +110,19 @@ class AmortizedGuide(Guide):
         # In evaluation mode: one datum has no batch statistics, and none are to be kept of it.
         was_training = encoder.training
         with fork(), torch.no_grad(), poutine.block():
-            features = encoder.eval()(like[:1])
+            features = encoder.eval()(like[:1], *_one_of_each(args, _num_extra(encoder)))
         encoder.train(was_training)
         if features.dim() != 2 or features.shape[0] != 1:
             raise ValueError(
                 f"{type(self).__name__}: the encoder turns {list(like[:1].shape)} into "
                 f"{list(features.shape)}; accepted is [1, F]"
             )
-        self._data_plate = plate
+        self.data_plate = plate
         self.encoder = encoder
         self.heads = nn.ModuleDict(
             {
                 site.name: self._make_head(site, features.shape[-1])
-                if site.is_local(self._data_plate)
+                if site.is_local(self.data_plate)
                 else _Free(self._make_head(site, 1))
                 for site in sites
             }
@@ -116,22 +144,51 @@ class AmortizedGuide(Guide):
         Raises:
             RuntimeError: The networks are not made yet.
         """
+        return self.draw(self.encode(x, *args, **kwargs))
+
+    def encode(self, x: Tensor, *args: Any, **kwargs: Any) -> Encoded:
+        """The first half of a run: what the encoder sees in x, and the plates to draw in.
+
+        Args:
+            x: Data, `[B, *data_shape]`.
+            *args: What else the model takes; given to an encoder that takes as much.
+            **kwargs: What else the model takes.
+
+        Raises:
+            RuntimeError: The networks are not made yet.
+        """
         if not self.latent_sites:
             raise RuntimeError(
                 f"{type(self).__name__} has no networks yet: the model has no `data_shape` to make "
                 "them from. Call guide.setup(x) with a batch first (fit does)"
             )
         plates = self._open_plates(x)
-        if self._data_plate.name in plates:
-            with plates[self._data_plate.name] as index:
+        encoder = self.encoder
+        seen = (x, *args[: _num_extra(encoder)])
+        if self.data_plate.name in plates:
+            with plates[self.data_plate.name] as index:
                 if len(index) != len(x):
-                    x = x[index]
-        features = self.encoder(x)  # [B, F]
+                    seen = tuple(v[index] if _is_per_datum(v, x) else v for v in seen)
+        return Encoded(encoder(*seen), plates, (x, *args), kwargs)
+
+    def draw(self, encoded: Encoded, adjust: Adjust | None = None) -> dict[str, Tensor]:
+        """The second half of a run: the sites.
+
+        Args:
+            encoded: As `encode` gave it.
+            adjust: Given the name of a site in the data plate, and the numbers that its head came
+                to, gives the numbers to draw from.
+
+        Returns:
+            The value of every latent site.
+        """
         heads = self.heads
-        values = {}
+        values: dict[str, Tensor] = {}
         for name, site in self.latent_sites.items():
-            parameters = self._read(heads[name], site, features, values)
-            with _inside(plates, site):
+            parameters = self._read(heads[name], site, encoded, values)
+            if adjust is not None and site.is_local(self.data_plate):
+                parameters = adjust(name, parameters)
+            with inside(encoded.plates, site):
                 values[name] = self._sample(site, parameters)
         return values
 
@@ -140,18 +197,15 @@ class AmortizedGuide(Guide):
         return sites
 
     def _read(
-        self, head: nn.Module, site: LatentSite, features: Tensor, values: dict[str, Tensor]
+        self, head: nn.Module, site: LatentSite, encoded: Encoded, values: dict[str, Tensor]
     ) -> Any:
         """A head's output: of the features, unless a structure has it look at earlier sites too."""
-        return head(features)
+        if site.name not in encoded.kept:
+            encoded.kept[site.name] = head(encoded.features)
+        return encoded.kept[site.name]
 
     def _check_site(self, site: LatentSite) -> None:
-        """Raises a `ValueError` where the family cannot represent the site: it is discrete."""
-        if site.is_discrete:
-            raise ValueError(
-                f"{type(self).__name__}: the model's site '{site.name}' is discrete "
-                f"({type(site.support).__name__.strip('_')}); accepted are continuous sites"
-            )
+        """Raises a `ValueError` where the guide cannot represent the site."""
 
     @abstractmethod
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
@@ -167,51 +221,23 @@ class AmortizedGuide(Guide):
             return DenseEncoder(data_shape, self._hidden, self._activation)
         return encoder if isinstance(encoder, nn.Module) else encoder(data_shape)
 
-    def _unconstrained_shape(self, site: LatentSite) -> torch.Size:
-        """What a head gives for one datum: the site's other plates, then the unconstrained event.
+    def _cells(self, site: LatentSite) -> torch.Size:
+        """How many distributions one datum has at a site: the sizes of the site's other plates."""
+        sizes = list(site.batch_shape)
+        if site.is_local(self.data_plate):
+            sizes[self.data_plate.dim] = 1  # type: ignore[index]
+        return torch.Size(sizes)
 
-        A simplex of 3, for one, has 2 free coordinates before `biject_to(support)`.
-        """
-        plates = list(site.batch_shape)
-        if site.is_local(self._data_plate):
-            plates[self._data_plate.dim] = 1  # type: ignore[index]
-        return torch.Size([*plates, *biject_to(site.support).inverse_shape(site.event_shape)])
-
-    def _spread(self, values: Tensor, site: LatentSite, event: torch.Size | None = None) -> Tensor:
-        """`[B, numel]` to `[*plates, *event]`, with B at the dimension of the data plate.
-
-        The event is that of the site before `biject_to(support)`, if not given.
-        """
-        shape = self._unconstrained_shape(site)
-        if event is not None:
-            shape = shape[: len(site.batch_shape)] + event
-        values = values.reshape(-1, *shape)
-        if site.is_local(self._data_plate):
-            event_dim = len(shape) - len(site.batch_shape)
-            values = values.transpose(0, self._data_plate.dim - event_dim)  # type: ignore[operator]
+    def _spread(self, values: Tensor, site: LatentSite, event: torch.Size) -> Tensor:
+        """`[B, cells * event]` to `[*plates, *event]`, B at the dimension of the data plate."""
+        values = values.reshape(-1, *self._cells(site), *event)
+        if site.is_local(self.data_plate):
+            values = values.transpose(0, self.data_plate.dim - len(event))  # type: ignore[operator]
         return values.squeeze(0)
 
     def _open_plates(self, x: Tensor) -> dict[str, pyro.plate]:
-        """The model's plates. Where the model subsamples the data, so does the guide."""
-        plates = {}
-        for frame in {
-            f.name: f for site in self.latent_sites.values() for f in site.frames
-        }.values():
-            size, subsample = frame.full_size or frame.size, None
-            if frame.name == self._data_plate.name:
-                if size == frame.size:
-                    size = len(x)  # The plate is as long as the batch of the moment.
-                elif len(x) == size:
-                    subsample = frame.size
-                else:
-                    # The batch is the subsample already; its rows are not the guide's to choose.
-                    index = torch.arange(len(x), device=x.device)
-                    plates[frame.name] = pyro.plate(
-                        frame.name, size, subsample=index, dim=frame.dim
-                    )
-                    continue
-            plates[frame.name] = pyro.plate(frame.name, size, subsample, dim=frame.dim)
-        return plates
+        """The plates of a run, by name."""
+        return open_plates(self.latent_sites.values(), self.data_plate, x)
 
 
 class _Free(nn.Module):
@@ -225,12 +251,21 @@ class _Free(nn.Module):
         return self.head(features.new_ones(1, 1))
 
 
-@contextmanager
-def _inside(plates: dict[str, pyro.plate], site: LatentSite) -> Iterator[None]:
-    with ExitStack() as stack:
-        for frame in site.frames:
-            stack.enter_context(plates[frame.name])
-        yield
+def _num_extra(encoder: nn.Module) -> int:
+    """How many of the model's arguments behind x the encoder wants to see."""
+    parameters = inspect.signature(encoder.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return 0  # A wrapper; it does not say.
+    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1
+
+
+def _one_of_each(args: tuple, count: int) -> tuple:
+    """The first row of so many arguments."""
+    return tuple(v[:1] if isinstance(v, Tensor) and v.dim() else v for v in args[:count])
+
+
+def _is_per_datum(value: Any, x: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and len(value) == len(x)
 
 
 def _takes_only_data(model: Callable) -> bool:

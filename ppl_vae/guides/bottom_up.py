@@ -26,7 +26,7 @@ class BottomUpGuide(StructuredGuide):
         encoder: In place of the dense encoder, as in `MeanFieldGuide`.
 
     Raises:
-        ValueError: A site is discrete, lies outside the data plate, or in a second plate.
+        ValueError: As `FamilyGuide`; a site lies outside the data plate, or in a second plate.
 
     References:
         Burda et al. (2016), bottom-up; Soenderby et al. (2016), top-down.

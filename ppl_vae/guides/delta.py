@@ -4,6 +4,7 @@ import math
 
 import pyro
 import pyro.distributions as dist
+import torch
 from pyro.distributions.transforms import biject_to
 from torch import Tensor, nn
 
@@ -39,10 +40,23 @@ class DeltaGuide(AmortizedGuide):
         True
     """
 
+    def _check_site(self, site: LatentSite) -> None:
+        if site.is_discrete:
+            raise ValueError(
+                f"DeltaGuide: the model's site '{site.name}' is discrete "
+                f"({str(site.support).removesuffix('()')}); accepted are continuous sites"
+            )
+
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
-        return nn.Linear(num_features, math.prod(self._unconstrained_shape(site)))
+        size = math.prod(self._cells(site)) * math.prod(_event(site))
+        return nn.Linear(num_features, size)
 
     def _sample(self, site: LatentSite, parameters: Tensor) -> Tensor:
-        value = biject_to(site.support)(self._spread(parameters, site))
+        value = biject_to(site.support)(self._spread(parameters, site, _event(site)))
         point = dist.Delta(value, event_dim=len(site.event_shape))
         return pyro.sample(site.name, point)  # type: ignore[return-value]
+
+
+def _event(site: LatentSite) -> torch.Size:
+    """Of a value before `biject_to(support)`: a simplex of 3, for one, has 2 coordinates."""
+    return biject_to(site.support).inverse_shape(site.event_shape)

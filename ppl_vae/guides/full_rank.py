@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ppl_vae.guides.families import FullRankNormal
+from ppl_vae.families import FullRankNormal
 from ppl_vae.guides.family_guide import FamilyGuide
 from ppl_vae.models.nn import Activation
 
@@ -27,7 +27,7 @@ class FullRankGuide(FamilyGuide):
             that makes one of `data_shape`.
 
     Raises:
-        ValueError: The model has no latent site, no plate over the data, or a discrete site.
+        ValueError: As `FamilyGuide`.
 
     Example:
         >>> guide = FullRankGuide(ppl_vae.models.VAE((784,), latent_dim=20))

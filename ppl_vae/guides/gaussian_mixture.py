@@ -9,9 +9,9 @@ from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
+from ppl_vae.checks import check_hidden
 from ppl_vae.guides.base import Guide
 from ppl_vae.guides.sites import LatentSite, find_latent_sites, trace_model
-from ppl_vae.models.base import check_hidden
 from ppl_vae.models.gaussian_mixture import UNKNOWN, as_labels, point_logits
 from ppl_vae.models.nn import Activation, DenseEncoder, Nonlinearity
 from ppl_vae.randomness import fork

@@ -1,29 +1,26 @@
 """The mean-field guide: every latent independent of every other given x."""
 
-import math
+from collections.abc import Callable, Sequence
 
-import pyro
-import pyro.distributions as dist
-from pyro.distributions import constraints
-from pyro.distributions.transforms import biject_to
-from torch import Tensor, nn
+from torch import nn
 
-from ppl_vae.guides.amortized import AmortizedGuide
-from ppl_vae.guides.sites import LatentSite
-from ppl_vae.models.nn import NormalHead
+from ppl_vae.families import DiagonalNormal
+from ppl_vae.guides.family_guide import FamilyGuide
+from ppl_vae.models.nn import Activation
 
-__all__ = ["MeanFieldGuide", "is_real"]
+__all__ = ["MeanFieldGuide"]
 
 
-class MeanFieldGuide(AmortizedGuide):
+class MeanFieldGuide(FamilyGuide):
     r"""Diagonal normals: one encoder, one head for each latent site.
 
     .. math:: q(z | x) = \prod_s N(z_s; \mu_s(x), \operatorname{diag} \sigma_s^2(x))
 
     For a two-level model this is :math:`q(z_1 | x)\, q(z_2 | x)`. A site whose support is not the
-    whole space gets the normal pushed through `biject_to(support)`. A site outside the data plate
-    is global: its location and scale do not depend on x. Reparameterized; the encoder runs once per
-    datum, however many particles are drawn.
+    whole space gets the normal pushed through `biject_to(support)`; a discrete one, a probability
+    for each of its values. A site outside the data plate is global: its numbers do not depend on x.
+    Reparameterized where no site is discrete; the encoder runs once per datum, however many
+    particles are drawn.
 
     Args:
         model: The model, any Pyro program with a plate over the data.
@@ -33,7 +30,7 @@ class MeanFieldGuide(AmortizedGuide):
             that makes one of `data_shape`.
 
     Raises:
-        ValueError: The model has no latent site, no plate over the data, or a discrete site.
+        ValueError: As `FamilyGuide`.
 
     References:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes.
@@ -44,19 +41,12 @@ class MeanFieldGuide(AmortizedGuide):
         torch.Size([5, 20])
     """
 
-    def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
-        return NormalHead(num_features, math.prod(self._unconstrained_shape(site)))
-
-    def _sample(self, site: LatentSite, parameters: tuple[Tensor, Tensor]) -> Tensor:
-        loc, scale = (self._spread(value, site) for value in parameters)
-        fn = dist.Normal(loc, scale).to_event(loc.dim() - len(site.batch_shape))
-        if not is_real(site.support):
-            fn = dist.TransformedDistribution(fn, [biject_to(site.support)])
-        return pyro.sample(site.name, fn)  # type: ignore[return-value]
-
-
-def is_real(support: constraints.Constraint) -> bool:
-    """Whether the support is the whole space, of any event shape."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support in (constraints.real, constraints.real_vector)
+    def __init__(
+        self,
+        model: Callable,
+        hidden: Sequence[int] = (400,),
+        *,
+        activation: Activation = "relu",
+        encoder: nn.Module | Callable[[Sequence[int]], nn.Module] | None = None,
+    ) -> None:
+        super().__init__(model, hidden, DiagonalNormal(), activation=activation, encoder=encoder)

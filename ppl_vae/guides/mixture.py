@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from ppl_vae.guides.families import Mixture
+from ppl_vae.families import Mixture
 from ppl_vae.guides.family_guide import FamilyGuide
 from ppl_vae.models.nn import Activation
 
@@ -29,7 +29,7 @@ class MixtureGuide(FamilyGuide):
             that makes one of `data_shape`.
 
     Raises:
-        ValueError: The model has no latent site, no plate over the data, or a discrete site.
+        ValueError: As `FamilyGuide`.
 
     Example:
         >>> guide = MixtureGuide(ppl_vae.models.VAE((784,), latent_dim=20))

@@ -29,6 +29,7 @@ class LatentSite:
         support: Where its values live, as a `torch.distributions` constraint.
         frames: The plates around it, outermost dimension first.
         is_discrete: Whether it has no density to reparameterize.
+        family: The name of its distribution, such as `"Normal"`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class LatentSite:
     support: constraints.Constraint
     frames: tuple[CondIndepStackFrame, ...]
     is_discrete: bool
+    family: str
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -85,6 +87,7 @@ def find_latent_sites(trace: poutine.Trace) -> list[LatentSite]:
                 support=fn.support,
                 frames=tuple(sorted(frames, key=lambda frame: frame.dim)),
                 is_discrete=bool(fn.support.is_discrete),
+                family=_family(fn),
             )
         )
     if not sites:
@@ -129,3 +132,10 @@ def find_data_plate(trace: poutine.Trace, num_data: int) -> CondIndepStackFrame:
         f"the model has the plates {sorted(frames)}, of which none is named 'data' and "
         f"{len(fitting)} have the batch's size {num_data}; {recipe}"
     )
+
+
+def _family(fn: Any) -> str:
+    """A distribution's name, without the wrappers that make events of it."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__

@@ -1,20 +1,19 @@
 """Guides whose later sites look at the earlier ones.
 
-Shapes: K particles, B data, F features, H hidden units, P numbers that choose a member of a family.
+Shapes: K particles, B data, F features, D of what was drawn before, P numbers that choose a member.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from pyro.distributions.transforms import biject_to
 from torch import Tensor, nn
 
-from ppl_vae.guides.families import DiagonalNormal, Family
+from ppl_vae.checks import check_hidden
+from ppl_vae.families import Family
+from ppl_vae.guides.amortized import Encoded
 from ppl_vae.guides.family_guide import FamilyGuide, FamilyHead
 from ppl_vae.guides.sites import LatentSite
-from ppl_vae.models.base import check_hidden
 from ppl_vae.models.nn import Activation, Nonlinearity, dense
 
 __all__ = ["StructuredGuide"]
@@ -35,7 +34,7 @@ class StructuredGuide(FamilyGuide):
         encoder: In place of the dense encoder, as in `AmortizedGuide`.
 
     Raises:
-        ValueError: A site is discrete, lies outside the data plate, or in a second plate.
+        ValueError: As `FamilyGuide`; a site lies outside the data plate, or in a second plate.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class StructuredGuide(FamilyGuide):
         # Before `nn.Module` is, as in `FamilyGuide`.
         widths = check_hidden(latent_hidden, f"{type(self).__name__}: latent_hidden")
         self.__dict__.update(latent_hidden=widths, _site_activation=activation, _looks_at={})
-        family = DiagonalNormal() if family is None else family
         super().__init__(model, hidden, family, activation=activation, encoder=encoder)
 
     @abstractmethod
@@ -73,10 +71,11 @@ class StructuredGuide(FamilyGuide):
 
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
         sees_x, parents = self._looks_at[site.name]
-        member = self.family.make(_size(site))
-        sizes = num_features if sees_x else 0, sum(map(_size, parents))
-        widths = [*self.latent_hidden, member.size]
-        return FamilyHead(member, _Junction(*sizes, widths, self._site_activation))
+        coding = self._codings[site.name]
+        num_drawn = sum(self._codings[parent.name].dim for parent in parents)
+        sizes = num_features if sees_x else 0, num_drawn
+        widths = [*self.latent_hidden, coding.size]
+        return FamilyHead(coding, Junction(*sizes, widths, self._site_activation))
 
     def _plan(self, sites: list[LatentSite]) -> list[LatentSite]:
         """Writes down what each site looks at."""
@@ -85,21 +84,22 @@ class StructuredGuide(FamilyGuide):
         return sites
 
     def _read(
-        self, head: nn.Module, site: LatentSite, features: Tensor, values: dict[str, Tensor]
+        self, head: nn.Module, site: LatentSite, encoded: Encoded, values: dict[str, Tensor]
     ) -> Tensor:
+        features = encoded.features
         sees_x, parents = self._looks_at[site.name]
-        plate_dim = self._data_plate.dim
+        plate_dim = self.data_plate.dim
         # B of the features to where the data plate has it.
         features = features.reshape(len(features), *[1] * (-plate_dim - 1), -1)  # type: ignore
-        seen = [_as_vector(values[parent.name], parent) for parent in parents]
-        return head(features if sees_x else None, torch.cat(seen, -1) if seen else None)
+        seen = [self._codings[parent.name].write(values[parent.name]) for parent in parents]
+        return head(features if sees_x else None, _beside(seen, features) if seen else None)
 
-    def _spread(self, values: Tensor, site: LatentSite, event: torch.Size | None = None) -> Tensor:
+    def _spread(self, values: Tensor, site: LatentSite, event: torch.Size) -> Tensor:
         # Already where it belongs: these sites have no cells within a datum.
         return values
 
 
-class _Junction(nn.Module):
+class Junction(nn.Module):
     """From features, and what was drawn before, to numbers.
 
     The first layer is the sum of a layer for each, so that the features', however many particles
@@ -130,13 +130,7 @@ class _Junction(nn.Module):
         return self.rest(sum(parts))
 
 
-def _size(site: LatentSite) -> int:
-    return math.prod(biject_to(site.support).inverse_shape(site.event_shape))
-
-
-def _as_vector(value: Tensor, site: LatentSite) -> Tensor:
-    """A value before `biject_to(support)`, its event as a vector."""
-    bijection = biject_to(site.support)
-    value = bijection.inv(value)
-    event = bijection.inverse_shape(site.event_shape)
-    return value.flatten(-len(event)) if event else value.unsqueeze(-1)
+def _beside(written: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Vectors side by side; a site that is enumerated has all of its values on the left."""
+    batch = torch.broadcast_shapes(*(value.shape[:-1] for value in written))
+    return torch.cat([value.to(like).expand(*batch, -1) for value in written], -1)

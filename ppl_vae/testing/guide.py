@@ -36,7 +36,13 @@ __all__ = ["check_guide"]
 
 
 def check_guide(
-    guide: Callable, model: Callable, x: Tensor, *args: Any, amortized: bool = True, seed: int = 0
+    guide: Callable,
+    model: Callable,
+    x: Tensor,
+    *args: Any,
+    amortized: bool = True,
+    invertible: bool = True,
+    seed: int = 0,
 ) -> None:
     """Checks that a Pyro program is a guide for a model as estimators expect one.
 
@@ -61,6 +67,8 @@ def check_guide(
         *args: What else both take. A tensor of length B goes with the data.
         amortized: Whether q of a datum is to be a function of that datum. False leaves out what is
             checked of that; so does a latent outside the data plate, or a plate that subsamples x.
+        invertible: Whether log q can be had at any value, and not only at the guide's own draws, as
+            of flows without an inverse. False leaves out what is checked by it.
         seed: Of what is drawn.
 
     Raises:
@@ -82,10 +90,11 @@ def check_guide(
         _check_sites(guide, model, args)
         _check_names(model, args, ours)
         check_shapes(trace, "guide", "run once")
-        _check_determined(guide, args, trace)
-        if amortized:
+        if invertible:
+            _check_determined(guide, args, trace)
+        if amortized and invertible:
             _check_data(guide, model, args, trace)
-        _check_particles(guide, args, trace)
+        _check_particles(guide, args, trace, at_given_values=invertible)
         check_networks(guide, args, nesting(trace))
         _check_gradients(guide, model, args)
 
@@ -181,12 +190,14 @@ def _check_data(guide: Callable, model: Callable, args: tuple, trace: poutine.Tr
         )
 
 
-def _check_particles(guide: Callable, args: tuple, trace: poutine.Trace) -> None:
+def _check_particles(
+    guide: Callable, args: tuple, trace: poutine.Trace, *, at_given_values: bool
+) -> None:
     size, how = 3, "with leading particles [3]"
     drawn = run(particles(guide, (size,), nesting(trace)), args, f"running the guide {how}")
     check_shapes(drawn, "guide", how)
     plain = values(trace)
-    for k in range(size):
+    for k in range(size if at_given_values else 0):
         one = {name: value[k].reshape(plain[name].shape) for name, value in values(drawn).items()}
         alone = run(held(guide, one), args, "running the guide at given values")
         for name, site in _sites(alone):
