@@ -15,7 +15,7 @@ __all__ = ["arguments_of", "can_be_built", "names_for", "suggestion"]
 _KIND_OF = {"model": "models", "guide": "guides", "estimator": "estimators",
             "schedule": "schedules", "likelihood": "likelihoods", "encoder": "encoders",
             "decoder": "decoders", "capacity": "schedules", "sites": "schedules",
-            "baseline": "baselines", "family": "families"}  # fmt: skip
+            "baseline": "baselines", "family": "families", "prior": "families"}  # fmt: skip
 # Arguments that the command line, or the object around it, fills in.
 _FILLED = ("self", "data_shape", "model", "params", "optimizer", "in_features", "out_shape")
 
@@ -26,6 +26,8 @@ def names_for(key: str) -> list[str]:
         return _classes_of(torch.optim, torch.optim.Optimizer)
     if key == "lr_schedule":
         return _classes_of(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+    if key == "make":  # Of a guide around a guide, and of a model around a model.
+        return [*catalogue("guides"), *names_for("model")]
     names = list(catalogue(_KIND_OF[key])) if key in _KIND_OF else []
     if key == "model":
         return [name for name in names if can_be_built(getattr(models, name))]
@@ -50,7 +52,7 @@ def arguments_of(class_path: str) -> list[str]:
 
 def can_be_built(model: type) -> bool:
     """Whether a model can be made from the shape of the data, which is all that is known of it."""
-    return "data_shape" in inspect.signature(model.__init__).parameters
+    return bool({"data_shape", "make"} & inspect.signature(model.__init__).parameters.keys())
 
 
 def suggestion(word: str, names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 __all__ = [
     "ScaleLatentsMessenger",
     "Weight",
+    "borrowed_parameters",
     "is_weighted",
     "same_scale",
     "same_weights",
@@ -102,6 +103,22 @@ def same_weights() -> Iterator[None]:
         for weight in around:
             stack.enter_context(scale_latents(weight))
         yield
+
+
+def borrowed_parameters() -> Messenger:
+    """Around a program that another one runs: its modules' parameters are used as they are.
+
+    They are not registered in Pyro's parameter store a second time, under whatever names they have
+    from there.
+    """
+    return _Borrowing()
+
+
+class _Borrowing(Messenger):
+    def _pyro_param(self, msg: dict) -> None:
+        _, *initial = msg["args"]
+        if initial and isinstance(initial[0], torch.nn.Parameter):
+            msg["value"], msg["done"] = initial[0], True
 
 
 def weight_of(site: dict) -> float | torch.Tensor:

@@ -110,6 +110,8 @@ def prepare(
         guide.setup(*first)
         if isinstance(guide, nn.Module):
             guide.to(device)
+    if hasattr(model, "bind"):
+        model.bind(guide)
     # With Pyro's checks on for this once, whatever they are set to outside.
     watched = looking(model, guide)
     with watched, torch.no_grad(), poutine.block(), validation(True):

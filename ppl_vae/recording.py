@@ -113,7 +113,7 @@ def run_config(
     then asks for it.
     """
     objects = {
-        "model": (model, ("data_shape",)),
+        "model": (model, ("data_shape", "model")),
         "guide": (guide, ("model",)),
         "estimator": (estimator, ()),
         "schedule": (schedule, ()),

@@ -134,6 +134,8 @@ def load_run(
             example,
             *(torch.zeros(2, *v["shape"], dtype=_dtype(v["dtype"])).to(place) for v in rest),
         )
+    if hasattr(built, "bind"):
+        built.bind(paired)
     for name, program in (("model", built), ("guide", paired)):
         if isinstance(program, torch.nn.Module):
             restore(program, tree[name], name)
@@ -174,7 +176,7 @@ def _factory(
 
 
 def _takes_shape(cls: type) -> bool:
-    return "data_shape" in inspect.signature(cls.__init__).parameters
+    return bool({"data_shape", "make"} & inspect.signature(cls.__init__).parameters.keys())
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -135,6 +135,21 @@ UNDERSTOOD = {
         "--guide.latent_hidden [4]", "guide",
         entry("ppl_vae.guides.TopDownGuide", hidden=[8], latent_hidden=[4],
               family=entry("ppl_vae.families.LowRankNormal", rank=3))),
+    "guide of flows": (
+        "--guide NeuralSplineGuide --guide.num_bins 4", "guide",
+        entry("ppl_vae.guides.NeuralSplineGuide", hidden=[8], num_bins=4)),
+    "guide around a guide": (
+        "--guide SemiAmortizedGuide --guide.num_steps 2 --guide.make FullRankGuide "
+        "--guide.make.hidden [4]", "guide",
+        entry("ppl_vae.guides.SemiAmortizedGuide", num_steps=2,
+              make=entry("ppl_vae.guides.FullRankGuide", hidden=[4]))),
+    "prior inside of the model": (
+        "--model.prior Mixture --model.prior.num_components 4", "model",
+        entry(VAE, hidden=[8], prior=entry("ppl_vae.families.Mixture", num_components=4))),
+    "model around a model": (
+        "--model VampPrior --model.num_components 5 --model.make VAE --model.make.hidden [4]",
+        "model", entry("ppl_vae.models.VampPrior", num_components=5,
+                       make=entry(VAE, hidden=[4]))),
     "guide by name": (
         "--guide DeltaGuide", "guide", entry("ppl_vae.guides.DeltaGuide", hidden=[8])),
     "estimator argument without the class": (

@@ -32,6 +32,8 @@ MODELS = {
     "VAE-Laplace": lambda: models.VAE(
         IMAGE, 2, (5,), likelihood=models.Laplace(0.5, learn_scale=True)
     ),
+    "VAE-mixture": lambda: models.VAE(IMAGE, 2, (5,), prior=families.Mixture(3)),
+    "VampPrior": lambda: models.VampPrior(models.VAE(IMAGE, 2, (5,)), num_components=4),
     "HierarchicalVAE": lambda: models.HierarchicalVAE(IMAGE, (3, 2), (5,), (4,)),
     "HierarchicalVAE-3": lambda: models.HierarchicalVAE(
         IMAGE, (4, 3, 2), latent_hidden=(), decoder=_conv_decoder
@@ -128,6 +130,8 @@ def fits(model_name, guide_name):
     """Whether a guide is made for a model; else its constructor refuses the model."""
     if model_name in DISCRETE_MODELS:
         return guide_name not in _CONTINUOUS
+    if model_name == "VampPrior" and guide_name in {*NO_INVERSE, *_POINTS, *BY_BATCH}:
+        return False
     return guide_name not in _DISCRETE_GUIDES
 
 
@@ -191,9 +195,12 @@ def along_the_axes():
 
 
 def pair(model_name, guide_name):
-    """A model and a guide for it."""
+    """A model and a guide for it; bound to each other where the model asks for that."""
     model = MODELS[model_name]()
-    return model, GUIDES[guide_name](model)
+    guide = GUIDES[guide_name](model)
+    if hasattr(model, "bind"):
+        model.bind(guide)
+    return model, guide
 
 
 def any_guide(model_name):

@@ -60,14 +60,14 @@ class TriangularMap(Transform):
     def _inverse(self, y: Tensor) -> Tensor:
         # What is not known yet is 0: the network's numbers for it are not used, but a nan among
         # them would pass through a mask, which multiplies by 0.
-        xs, log_slopes = [torch.zeros_like(y[..., :1])] * y.shape[-1], [y] * y.shape[-1]
+        xs, log_slopes = [torch.zeros_like(y[..., :1])] * y.shape[-1], [y[..., :1]] * y.shape[-1]
         for d in self._order:
-            parameters = self._net(torch.cat(xs, -1))
+            parameters = self._net(_joined(xs))
             one = slice(d, d + 1)
             found = self._move_back(y[..., one], tuple(p[..., one] for p in parameters))
             xs[d], log_slopes[d] = found
-        x = torch.cat(xs, -1)
-        self._last = x, y, torch.cat(log_slopes, -1)
+        x = _joined(xs)
+        self._last = x, y, _joined(log_slopes)
         return x
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -76,6 +76,11 @@ class TriangularMap(Transform):
         if x is not last_x or y is not last_y:
             _, log_slope = self._move(x, self._net(x))
         return log_slope.sum(-1)
+
+
+def _joined(columns: list[Tensor]) -> Tensor:
+    # The context may have more of a batch than the value.
+    return torch.cat(torch.broadcast_tensors(*columns), -1)
 
 
 class GatedMap(TriangularMap):
@@ -147,7 +152,12 @@ class MaskedNets(nn.ModuleList):
             # What a network says of the first coordinate hangs on the context alone.
             nothing = torch.zeros_like(context[..., :1])
             return [(partial(_same_for_all, net(nothing, context)), o) for net, o in pairs]
-        return [(partial(net, context=context), order) for net, order in pairs]
+        return [(partial(_beside, net, context), order) for net, order in pairs]
+
+
+def _beside(net: nn.Module, context: Tensor, x: Tensor) -> Parameters:
+    batch = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+    return net(x.expand(*batch, -1), context.expand(*batch, -1))
 
 
 def _same_for_all(parameters: Parameters, x: Tensor) -> Parameters:

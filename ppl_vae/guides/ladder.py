@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ppl_vae.checks import check_hidden
 from ppl_vae.guides.amortized import Adjust, AmortizedGuide, Encoded
+from ppl_vae.guides.codings import is_real
 from ppl_vae.guides.sites import LatentSite
 from ppl_vae.models.nn import Activation, dense
 
@@ -38,7 +39,8 @@ class LadderGuide(AmortizedGuide):
     than a draw.
 
     Args:
-        model: The model: a Pyro program whose latent sites are independent normals.
+        model: The model: a Pyro program whose latent sites are independent normals; the first may
+            be any real vector.
         hidden: Widths of the dense encoder's layers.
         latent_hidden: Widths of the layers from one level up to the next.
         activation: Of the dense layers, by its name in `torch.nn.functional`.
@@ -108,12 +110,15 @@ class LadderGuide(AmortizedGuide):
         return sites
 
     def _check_site(self, site: LatentSite) -> None:
-        if not (site.family == "Normal" and len(site.frames) == 1 and len(site.event_shape) <= 1):
+        # The first is drawn from x alone.
+        is_merged = site.name != self._names[0]
+        fits = site.family == "Normal" if is_merged else is_real(site.support)
+        if not (fits and len(site.frames) == 1 and len(site.event_shape) <= 1):
             plates = [frame.name for frame in site.frames]
             raise ValueError(
                 f"LadderGuide: the model's site '{site.name}' is {site.family} with the event "
-                f"{list(site.event_shape)}, in the plates {plates or 'none'}; accepted are scalars "
-                "and vectors of independent normals in the data plate alone. For others use "
+                f"{list(site.event_shape)}, in the plates {plates or 'none'}; accepted are "
+                "independent normals, scalars or vectors, in the data plate alone. For others use "
                 "TopDownGuide"
             )
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.checks import check_dim
@@ -16,7 +15,7 @@ from ppl_vae.guides.amortized import AmortizedGuide, Encoded
 from ppl_vae.guides.base import Guide
 from ppl_vae.guides.mean_field import MeanFieldGuide
 from ppl_vae.guides.wrapper import GuideWrapper
-from ppl_vae.handlers import same_weights
+from ppl_vae.handlers import borrowed_parameters, same_weights
 from ppl_vae.randomness import fork
 
 __all__ = ["SemiAmortizedGuide"]
@@ -64,6 +63,7 @@ class SemiAmortizedGuide(GuideWrapper):
     """
 
     base: AmortizedGuide
+    is_refined = True
 
     def __init__(
         self,
@@ -125,7 +125,13 @@ class SemiAmortizedGuide(GuideWrapper):
         shifts: dict[str, Tensor] = {}
         pace: dict[str, Tensor] = {}
         # Out of reach of what is around the guide: its trace, its replay, its particles.
-        with torch.enable_grad(), fork(seed=0), poutine.block(), same_weights(), _Borrowing():
+        with (
+            torch.enable_grad(),
+            fork(seed=0),
+            poutine.block(),
+            same_weights(),
+            borrowed_parameters(),
+        ):
             for _ in range(self.num_steps):
                 for name, gradient in self._climb(encoded, shifts).items():
                     pace[name] = gradient + self.momentum * pace.get(name, 0.0)
@@ -165,12 +171,3 @@ class SemiAmortizedGuide(GuideWrapper):
             name: g.nan_to_num(0.0, 0.0, 0.0) * factor.reshape(-1, *[1] * (g.dim() - 1))
             for name, g in gradients.items()
         }
-
-
-class _Borrowing(Messenger):
-    """Parameters of modules are used as they are, and leave no trace in Pyro's parameter store."""
-
-    def _pyro_param(self, msg: dict) -> None:
-        _, *initial = msg["args"]
-        if initial and isinstance(initial[0], torch.nn.Parameter):
-            msg["value"], msg["done"] = initial[0], True

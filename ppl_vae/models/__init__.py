@@ -19,6 +19,7 @@ from ppl_vae.models.nn import (
     Encoder,
 )
 from ppl_vae.models.vae import VAE
+from ppl_vae.models.vamp_prior import VampPrior
 
 __all__ = [
     "VAE",
@@ -38,4 +39,5 @@ __all__ = [
     "Likelihood",
     "LinearGaussian",
     "Model",
+    "VampPrior",
 ]

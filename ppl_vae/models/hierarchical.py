@@ -8,9 +8,11 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 
 from ppl_vae.checks import check_dims, check_hidden
+from ppl_vae.families import Family
 from ppl_vae.models.likelihoods import Likelihood
 from ppl_vae.models.nn import Activation, Decoder, NormalHead, dense
 from ppl_vae.models.observation import ObservationModel
+from ppl_vae.models.priors import make_prior
 
 __all__ = ["HierarchicalVAE"]
 
@@ -31,9 +33,11 @@ class HierarchicalVAE(ObservationModel):
         activation: Of the dense layers, by its name in `torch.nn.functional`.
         decoder: In place of the dense decoder, as in `VAE`.
         likelihood: p(x | z1); `Bernoulli()` if not given.
+        prior: A family of which p(z_L) is a member, its numbers learned, as in `VAE`.
 
     Raises:
-        ValueError: A dimension below 1, or fewer than two levels.
+        ValueError: A dimension below 1, or fewer than two levels; a prior whose density is known at
+            its own draws alone.
 
     References:
         Burda et al. (2016), Importance Weighted Autoencoders (two levels); Soenderby et al.
@@ -55,6 +59,7 @@ class HierarchicalVAE(ObservationModel):
         activation: Activation = "relu",
         decoder: Callable[[int, Sequence[int]], Decoder] | None = None,
         likelihood: Likelihood | None = None,
+        prior: Family | None = None,
     ) -> None:
         latent_dims = check_dims(latent_dims, "HierarchicalVAE: latent_dims")
         if len(latent_dims) < 2:
@@ -64,6 +69,7 @@ class HierarchicalVAE(ObservationModel):
             )
         super().__init__(data_shape, latent_dims[0], hidden, activation, decoder, likelihood)
         self.latent_dims = latent_dims
+        self.prior = make_prior(prior, latent_dims[-1], "HierarchicalVAE")
         latent_hidden = check_hidden(latent_hidden, "HierarchicalVAE: latent_hidden")
         self.priors = nn.ModuleList(
             nn.Sequential(
@@ -76,9 +82,8 @@ class HierarchicalVAE(ObservationModel):
     def forward(self, x: Tensor) -> Tensor:
         """The program; `x` is `[B, *data_shape]`."""
         priors = self.priors
-        top = len(self.latent_dims)
+        top, prior = len(self.latent_dims), self.prior(x)
         with pyro.plate("data", len(x), dim=-1):
-            prior = dist.Normal(x.new_zeros(self.latent_dims[-1]), 1.0).to_event(1)
             z = pyro.sample(f"z{top}", prior)
             for level in range(top - 1, 0, -1):
                 loc, scale = priors[level - 1](z)
