@@ -14,6 +14,7 @@ from ppl_vae.config import instantiate
 from ppl_vae.data import Splits, load
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
+from ppl_vae.guides.cards import CARDS
 from ppl_vae.messages import about
 from ppl_vae.results import evaluate_run, notes, results_table
 from ppl_vae.runs import Run, load_run
@@ -119,6 +120,9 @@ def _list(chosen: dict[str, Any]) -> None:
         print(kind)
         for name, summary in names.items():
             print(f"  {name:<{width}}  {summary}")
+            # Asked for by itself, a guide says what there is to know before it is chosen.
+            for field, text in CARDS.get(name, ()) if kind == chosen["what"] else ():
+                print(f"  {'':<{width}}    {field + ':':<17}{text}")
 
 
 def _list_runs(folder: Path) -> None:

@@ -112,6 +112,11 @@ def prepare(
             guide.to(device)
     if hasattr(model, "bind"):
         model.bind(guide)
+    if (takes := _num_args(guide)) is not None and takes < len(first):
+        raise ValueError(
+            f"the guide takes {takes} argument(s), and the model is given {len(first)}; a guide "
+            "takes what the model takes, as in `def guide(x):`"
+        )
     # With Pyro's checks on for this once, whatever they are set to outside.
     watched = looking(model, guide)
     with watched, torch.no_grad(), poutine.block(), validation(True):

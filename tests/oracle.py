@@ -228,3 +228,9 @@ def broad(x):
     with pyro.plate("data", len(x), dim=-1):
         scale = 2 * covariance.diagonal().sqrt()
         pyro.sample("z", dist.Normal(loc + 0.2, scale).to_event(1))
+
+
+def loc_scale(guide, x, site="z"):
+    """Location and scale of a `MeanFieldGuide`'s normal, from its head's numbers."""
+    loc, log_variance = guide.heads[site](guide.encoder(x)).chunk(2, -1)
+    return loc, (0.5 * log_variance).exp()

@@ -284,7 +284,7 @@ CASES = {
         "--guide wrong_mine.Forgetful", None, r"model samples 'z2' which the guide does not"),
     "discrete site": (
         "train --data data.npz --num_steps 3 --out new --model wrong_mine.Discrete", None,
-        r"MeanFieldGuide: .*'k' is discrete.*continuous"),
+        r"Trace_ELBO needs reparameterized guides, and the guide samples 'k' from Categorical"),
     "convolutions for vectors": (
         f"{TRAIN} --model.decoder ConvDecoder", None, r"ConvDecoder: .*\(6,\).*\(C, H, W\)"),
     "convolutional encoder for vectors": (

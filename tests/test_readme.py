@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import zoo
 
 from ppl_vae.catalogue import KINDS, catalogue
+from ppl_vae.guides import cards
+from ppl_vae.guides.cards import CARDS
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -37,6 +40,27 @@ def test_the_table_of_estimators_is_about_all_of_them():
     rows = re.findall(r"^\| `(\w+_ELBO)` \|(.*)\|$", README.read_text(), re.MULTILINE)
     assert {name for name, _ in rows} == set(catalogue("estimators"))
     assert all(len(re.split(r"(?<!\\)\|", rest)) == 5 for _, rest in rows)
+
+
+def test_the_table_of_guides_is_the_one_of_list():
+    rows = re.findall(r"^\| `(\w+Guide)` \| (.*) \|$", README.read_text(), re.MULTILINE)
+    found = {name: re.split(r" (?<!\\)\| ", rest) for name, rest in rows}
+    expected = {n: [text.replace("|", "\\|") for _, text in card] for n, card in CARDS.items()}
+    assert found == expected and set(CARDS) == set(catalogue("guides"))
+
+
+def test_the_estimators_that_a_guide_is_said_to_fit_are_those():
+    for name, card in CARDS.items():
+        if name not in zoo.GUIDES or name == "GaussianMixtureGuide":
+            continue
+        taken = {e for e in zoo.ESTIMATORS if zoo.refusal("VAE", e, name) is None}
+        expected = {
+            cards.ALL: set(zoo.ESTIMATORS),
+            cards.AT_OWN_DRAWS: set(zoo.ESTIMATORS) - zoo.AT_GIVEN_VALUES,
+            cards.POINT: {"Trace_ELBO"},
+            "the family's": set(zoo.ESTIMATORS),  # A normal, in the zoo.
+        }[card.estimators]
+        assert taken == expected, name
 
 
 def test_every_command_is_one_that_there_is():

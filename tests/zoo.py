@@ -123,7 +123,7 @@ _CONTINUOUS = {"DeltaGuide", "LadderGuide", "SemiAmortizedGuide"}
 # Guides that are points, that have a density at their own draws alone, and who cannot do with that.
 _POINTS = {"DeltaGuide"}
 NO_INVERSE = {"PlanarGuide", "SylvesterGuide"}
-_AT_GIVEN_VALUES = {"TraceSTL_ELBO", "TraceDReG_ELBO", "TraceIWAESTL_ELBO", *_SCORE}
+AT_GIVEN_VALUES = {"TraceSTL_ELBO", "TraceDReG_ELBO", "TraceIWAESTL_ELBO", *_SCORE}
 
 
 def fits(model_name, guide_name):
@@ -143,7 +143,7 @@ def refusal(model_name, estimator, guide_name):
     if model_name in DISCRETE_MODELS and estimator not in _SCORE:
         # A modifier's terms are those of the estimator in it, which speaks for itself.
         reasons.append(r"_ELBO needs reparameterized guides, and the guide samples 'y'")
-    if guide_name in NO_INVERSE and estimator in _AT_GIVEN_VALUES:
+    if guide_name in NO_INVERSE and estimator in AT_GIVEN_VALUES:
         reasons.append(
             "needs the guide's density at given values, and the guide has a flow without"
         )

@@ -47,7 +47,8 @@ class ByHand:
 
     def log_weights(self, x: Tensor, num_particles: int) -> Tensor:
         """`[K, B]`."""
-        loc, scale = self.head(self.encoder(x))
+        loc, log_variance = self.head(self.encoder(x)).chunk(2, -1)
+        scale = (0.5 * log_variance).exp()
         noise = torch.randn(num_particles, *loc.shape, device=x.device)
         z = loc + scale * noise
         logits = self.decoder(z)

@@ -111,7 +111,7 @@ ARMS = (by_hand, fit_analytic, fit_sampled)
 
 def as_plain(model: nn.Module, guide: nn.Module) -> dict[str, nn.Module]:
     """Our modules in the roles of the hand-written ones."""
-    head = guide.heads["z"].linear
+    head = guide.heads["z"].network
     return {
         "fc1": guide.encoder.layers[0],
         "fc21": lambda h: head(h).chunk(2, -1)[0],

@@ -1,9 +1,7 @@
 """What an estimator may ask of a pair; each refusal names both sides and the way out."""
 
-from typing import Any
-
 from ppl_vae.estimators.pair import Pair
-from ppl_vae.estimators.sites import is_auxiliary, samples
+from ppl_vae.estimators.sites import family_of, is_auxiliary, samples
 from ppl_vae.handlers import is_weighted
 
 __all__ = [
@@ -21,7 +19,7 @@ def check_reparameterized(pair: Pair, estimator: str) -> None:
         if not site["fn"].has_rsample:
             raise ValueError(
                 f"{estimator} needs reparameterized guides, and the guide samples '{name}' from "
-                f"{family(site)}, which is not. Accepted there are TraceScoreFunction_ELBO, "
+                f"{family_of(site['fn'])}, which is not. Accepted are TraceScoreFunction_ELBO, "
                 "TraceVIMCO_ELBO, TraceOVIS_ELBO, TraceRWS_ELBO, TraceTVO_ELBO, or Pyro's own: "
                 "pyro.infer.Trace_ELBO, and TraceEnum_ELBO for a discrete site that can be "
                 "enumerated"
@@ -85,11 +83,3 @@ def check_local(pair: Pair, estimator: str) -> None:
                         f"around '{name}' is subsampled; accepted are a subsampled {where} alone, "
                         "and Trace_ELBO"
                     )
-
-
-def family(site: dict[str, Any]) -> str:
-    """The name of a site's distribution, without the wrappers that make events of it."""
-    fn = site["fn"]
-    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
-        fn = fn.base_dist
-    return type(fn).__name__

@@ -5,7 +5,16 @@ from typing import Any
 
 from pyro.distributions import Delta
 
-__all__ = ["PARTICLES", "Site", "is_auxiliary", "is_point", "own_plates", "quoted", "samples"]
+__all__ = [
+    "PARTICLES",
+    "Site",
+    "family_of",
+    "is_auxiliary",
+    "is_point",
+    "own_plates",
+    "quoted",
+    "samples",
+]
 
 Site = dict[str, Any]
 
@@ -37,6 +46,13 @@ def is_point(fn: Any) -> bool:
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta)
+
+
+def family_of(fn: Any) -> str:
+    """The name of a distribution, without the wrappers that make events of it."""
+    while type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
+        fn = fn.base_dist
+    return type(fn).__name__
 
 
 def quoted(names: list[str]) -> str:
