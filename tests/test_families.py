@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracle import condition, two_level, two_level_joint
+from pyro import poutine
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -18,7 +19,8 @@ import ppl_vae
 from ppl_vae import families, guides
 from ppl_vae.estimators import Trace_ELBO, TraceSTL_ELBO
 from ppl_vae.evaluate import average_terms
-from ppl_vae.models import LinearGaussian
+from ppl_vae.handlers import scale_latents
+from ppl_vae.models import LinearGaussian, Model
 from ppl_vae.testing import check_guide
 
 # --------------------------------------------------------------------------- what can be reached
@@ -100,6 +102,198 @@ def test_a_trained_guide_reaches_the_optimum_of_its_family(case):
     best = best_gap(joint(), num_features, blocks)
     assert best == pytest.approx(0, abs=1e-9) or best > 0.1  # There is something to tell apart.
     assert best - 5 * error - 1e-9 <= gap <= best + 0.03 + 5 * error
+
+
+class ThreeLevels(Model):
+    """A linear-Gaussian chain of three.
+
+    The loadings have orthogonal columns: what x says of a level is diagonal, and so is what the
+    model says of it.
+    """
+
+    def __init__(self):
+        super().__init__((3,))
+        self.w1 = torch.tensor([[1.0, 0.0], [0.0, 0.8], [0.5, 0.0]])
+        self.w2, self.w3 = torch.tensor([[0.9, 0.0], [0.0, -0.7]]), torch.tensor([[0.8], [-0.6]])
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            z3 = pyro.sample("z3", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            z2 = pyro.sample("z2", dist.Normal(z3 @ self.w3.mT, 0.7).to_event(1))
+            z1 = pyro.sample("z1", dist.Normal(z2 @ self.w2.mT, 0.6).to_event(1))
+            return pyro.sample("x", dist.Normal(z1 @ self.w1.mT, 0.5).to_event(1), obs=x)
+
+    def log_marginal(self, x):
+        c2 = self.w3 @ self.w3.mT + 0.7**2 * torch.eye(2)
+        c1 = self.w2 @ c2 @ self.w2.mT + 0.6**2 * torch.eye(2)
+        c0 = self.w1 @ c1 @ self.w1.mT + 0.5**2 * torch.eye(3)
+        return dist.MultivariateNormal(torch.zeros(3), c0).log_prob(x)
+
+
+STRUCTURED = {
+    "ladder": lambda m: guides.LadderGuide(m, (), (), **LINEAR),
+    "top-down": lambda m: guides.TopDownGuide(m, (), (), FULL(), **LINEAR),
+    "bottom-up": lambda m: guides.BottomUpGuide(m, (), (), FULL(), **LINEAR),
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURED)
+def test_three_levels_are_exact_where_the_posterior_factorizes_so(name):
+    model = ThreeLevels()
+    guide = STRUCTURED[name](model)
+    assert sorted(guide.latent_sites) == ["z1", "z2", "z3"]
+    gap, error = trained_gap(model, guide, 3, num_steps=600)
+    assert -5 * error - 1e-9 <= gap <= 0.03 + 5 * error
+    # Levels that do not see each other cannot.
+    apart = guides.FamilyGuide(model, (), FULL(), **LINEAR)
+    gap, error = trained_gap(model, apart, 3, num_steps=200)
+    assert gap > 0.1 + 5 * error
+
+
+def test_a_ladder_merges_two_normals():
+    """One level of two: the density proportional to the product, by hand."""
+    model = ppl_vae.models.HierarchicalVAE((6,), (3, 2), (5,), (4,))
+    guide, x = guides.LadderGuide(model, (5,), (4,)), torch.rand(7, 6)
+    trace = poutine.trace(guide).get_trace(x)
+    features = guide.encoder(x)
+    z2 = trace.nodes["z2"]["value"]
+    for name, seen in (("z1", features), ("z2", guide.upwards[0](features))):
+        loc, log_variance = guide.heads[name](seen).chunk(2, -1)
+        found = trace.nodes[name]["fn"].base_dist
+        if name == "z2":
+            torch.testing.assert_close(found.loc, loc)
+            torch.testing.assert_close(found.variance, log_variance.exp())
+            continue
+        own, above = 1 / log_variance.exp(), 1 / model.priors[0](z2)[1] ** 2
+        torch.testing.assert_close(found.variance, 1 / (own + above))
+        mean = (loc * own + model.priors[0](z2)[0] * above) / (own + above)
+        torch.testing.assert_close(found.loc, mean)
+
+
+def test_a_ladder_runs_no_decoder_and_hides_what_the_model_observes():
+    model = ppl_vae.models.HierarchicalVAE((6,), (3, 2), (5,), (4,))
+    guide, x = guides.LadderGuide(model, (5,), (4,)), torch.rand(7, 6)
+    model.decoder.register_forward_hook(lambda *_: pytest.fail("the decoder ran"))
+    trace = poutine.trace(guide).get_trace(x)
+    assert set(trace.nodes) & {"x", "z1", "z2"} == {"z1", "z2"}
+    for elbo in (Trace_ELBO(), TraceSTL_ELBO()):
+        model.decoder._forward_hooks.clear()
+        model.zero_grad()
+        elbo.loss_and_grads(model, guide, x)
+        assert (model.priors[0][-1].linear.weight.grad != 0).any()
+
+
+def test_a_ladder_refuses_what_it_cannot_merge():
+    for program in (three_sites, nested):
+        with pytest.raises(ValueError, match="LadderGuide: the model's site .*; accepted are"):
+            guides.LadderGuide(program).setup(torch.rand(5, 3))
+
+
+# ------------------------------------------------------------------------- beyond amortization
+
+
+def test_refinement_closes_an_amortization_gap_and_leaves_the_approximation_gap():
+    """Numbers off the optimum by a bias: the steps bring them back, each datum by itself."""
+    model = correlated()
+    guide = guides.MeanFieldGuide(model, **LINEAR)
+    x = ppl_vae.evaluate.sample_prior(model, torch.zeros(200, 3), seed=1)
+    best = best_gap(correlated_joint(), 3, [[0], [1]])
+    truth, gaps = model.log_marginal(x), []
+    for steps in (0, 3, 40):
+        q = guide if steps == 0 else guides.SemiAmortizedGuide(
+            guide, steps, step_size=0.05, momentum=0.5, num_particles=2)  # fmt: skip
+        terms = average_terms(model, q, x, num_particles=20)
+        gaps.append((truth - terms.elbo).mean().item())
+    assert gaps[0] > gaps[1] + 0.2 and gaps[1] > gaps[2] + 0.2  # The encoder is not trained at all.
+    # Steps of one size end in their own noise; nine tenths of the way is what they are for.
+    assert best - 0.05 < gaps[2] < best + 0.1 * (gaps[0] - best)
+
+
+def test_refinement_climbs_under_the_weight_in_force():
+    """With weight 0 on the KL nothing holds the numbers back but the reconstruction."""
+    model = correlated()
+    guide = guides.SemiAmortizedGuide(
+        guides.MeanFieldGuide(model, **LINEAR), 40, step_size=0.05, num_particles=4
+    )
+    x = ppl_vae.evaluate.sample_prior(model, torch.zeros(50, 3), seed=1)
+    scales = []
+    for weight in (0.0, 1.0, 20.0):
+        with scale_latents(weight):
+            scales.append(poutine.trace(guide).get_trace(x).nodes["z"]["fn"].stddev.mean().item())
+    assert scales[0] < 0.8 * scales[1] and scales[1] < 0.8 * scales[2]
+
+
+def test_second_order_is_the_gradient_through_the_steps():
+    """Central differences in a bias of the head; first order is another gradient."""
+    model = correlated()
+    base = guides.MeanFieldGuide(model, **LINEAR)
+    x = ppl_vae.evaluate.sample_prior(model, torch.zeros(5, 3), seed=1)
+    bias = base.heads["z"].network.bias
+
+    def value(second_order):
+        guide = guides.SemiAmortizedGuide(base, 3, clip=1e9, second_order=second_order)
+        torch.manual_seed(5)
+        return Trace_ELBO().differentiable_loss(model, guide, x)
+
+    numeric = torch.zeros_like(bias)
+    for i in range(len(bias)):
+        ends = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                bias[i] += step
+            ends.append(value(True).item())
+            with torch.no_grad():
+                bias[i] -= step
+        numeric[i] = (ends[0] - ends[1]) / 2e-5
+    through, past = (torch.autograd.grad(value(order), bias)[0] for order in (True, False))
+    torch.testing.assert_close(through, numeric, rtol=1e-5, atol=1e-5)
+    assert (past - numeric).abs().max() > 0.1
+
+
+def test_a_per_datum_guide_serves_its_data_alone():
+    model = correlated()
+    x = torch.randn(4, 3)
+    guide = guides.PerDatumGuide(guides.MeanFieldGuide(model, **LINEAR), x)
+    assert [tuple(p.shape) for p in guide.free_parameters()] == [(4, 4)]
+    guide(x.clone())
+    with pytest.raises(ValueError, match=r"the 4 data .* given others, of shape \[2, 3\]"):
+        guide(x[:2])
+    with pytest.raises(ValueError, match="PerDatumGuide: the guide is function"):
+        guides.PerDatumGuide(lambda x: None, x)
+
+
+def test_a_frozen_guide_keeps_what_it_is_told_to():
+    model = ppl_vae.models.VAE((6,), 2, (5,))
+    network = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5))
+    guide = guides.MeanFieldGuide(model, encoder=network)
+    frozen = guides.FrozenGuide(guide)
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    ppl_vae.fit(model, frozen, torch.rand(40, 6).round(), num_steps=5)
+    moved = {n for n, v in frozen.state_dict().items() if not torch.equal(v, before[n])}
+    assert moved == {"base.heads.z.network.weight", "base.heads.z.network.bias"}
+    assert frozen.train().training and not network.training
+    assert frozen.thaw() is guide and network.training
+    assert all(p.requires_grad for p in guide.parameters())
+    whole = guides.FrozenGuide(guide, [""])
+    assert not any(p.requires_grad for p in whole.parameters())
+    with pytest.raises(ValueError, match=r"MeanFieldGuide has no module 'decoder'; .* heads"):
+        guides.FrozenGuide(guide, ["decoder"])
+
+
+def test_arguments_of_refinement_are_checked():
+    guide = guides.MeanFieldGuide(correlated())
+    for how, message in (
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"step_size": 0.0}, "step_size is 0.0; accepted is > 0"),
+        ({"momentum": 1.0}, "momentum is 1.0; accepted is 0 to < 1"),
+        ({"clip": -1}, "clip is -1"),
+    ):
+        with pytest.raises(ValueError, match=f"SemiAmortizedGuide: {message}"):
+            guides.SemiAmortizedGuide(guide, **how)
+    with pytest.raises(ValueError, match="guide is GaussianMixtureGuide; accepted is an Amortized"):
+        guides.SemiAmortizedGuide(
+            guides.GaussianMixtureGuide(ppl_vae.models.GaussianMixtureVAE((6,), 2, 2))
+        )
 
 
 def test_a_mixture_has_two_modes_where_one_normal_has_one():
