@@ -262,6 +262,23 @@ def test_a_per_datum_guide_serves_its_data_alone():
         guides.PerDatumGuide(lambda x: None, x)
 
 
+def test_wrappers_of_one_guide_leave_it_and_each_other_alone():
+    model = ppl_vae.models.VAE((6,), 2, (5,))
+    x = torch.rand(8, 6).round()
+    base = guides.MeanFieldGuide(model, (5,))
+    base(x)  # Pyro has seen it before.
+    refined = guides.SemiAmortizedGuide(base, 2)
+    guides.PerDatumGuide(base, x)
+    guides.FrozenGuide(refined, ["base.encoder"]).thaw()
+    assert base._pyro_name == "guide"
+    with pyro.get_param_store().scope():
+        svi = pyro.infer.SVI(model, refined, pyro.optim.Adam({"lr": 1e-2}), loss=Trace_ELBO())
+        before = [p.detach().clone() for p in refined.parameters()]
+        svi.step(x)
+        after = list(refined.parameters())
+    assert all((a != b).any() for a, b in zip(after, before, strict=True))
+
+
 def test_a_frozen_guide_keeps_what_it_is_told_to():
     model = ppl_vae.models.VAE((6,), 2, (5,))
     network = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5))

@@ -3,6 +3,7 @@
 from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
+from ppl_vae.evaluate.inference_gaps import InferenceGaps, inference_gaps
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
     active_units,
@@ -18,6 +19,7 @@ __all__ = [
     "ActiveUnits",
     "Bracket",
     "Estimate",
+    "InferenceGaps",
     "Terms",
     "active_units",
     "aggregate_posterior",
@@ -26,6 +28,7 @@ __all__ = [
     "class_probabilities",
     "decode",
     "elbo_terms",
+    "inference_gaps",
     "log_marginal",
     "posterior_means",
     "reconstruct",

@@ -40,7 +40,8 @@ class PerDatumGuide(GuideWrapper):
 
     Example:
         >>> x = torch.rand(5, 784)
-        >>> guide = PerDatumGuide(MeanFieldGuide(ppl_vae.models.VAE((784,))), x)
+        >>> base = ppl_vae.guides.MeanFieldGuide(ppl_vae.models.VAE((784,)))
+        >>> guide = PerDatumGuide(base, x)
         >>> {name: tuple(delta.shape) for name, delta in guide.deltas.items()}
         {'z': (5, 40)}
     """
@@ -76,8 +77,9 @@ class PerDatumGuide(GuideWrapper):
                 "SemiAmortizedGuide to refine numbers for any data"
             )
         deltas = self.deltas
-        encoded = self.base.encode(x, *args, **kwargs)
-        return self.base.draw(encoded, lambda name, numbers: numbers + deltas[name])
+        with self.running():
+            encoded = self.base.encode(x, *args, **kwargs)
+            return self.base.draw(encoded, lambda name, numbers: numbers + deltas[name])
 
 
 def _no_model(guide: Any) -> Any:

@@ -91,14 +91,15 @@ class SemiAmortizedGuide(GuideWrapper):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The program; see `AmortizedGuide.forward`."""
-        encoded = self.base.encode(x, *args, **kwargs)
-        if len(encoded.features) != len(x):
-            raise ValueError(
-                "SemiAmortizedGuide refines by runs of the model, which would subsample the data "
-                "anew in each; give the model minibatches, pyro.plate('data', len(x))"
-            )
-        shifts = self._refine(encoded)
-        return self.base.draw(encoded, lambda name, numbers: numbers + shifts[name])
+        with self.running():
+            encoded = self.base.encode(x, *args, **kwargs)
+            if len(encoded.features) != len(x):
+                raise ValueError(
+                    "SemiAmortizedGuide refines by runs of the model, which would subsample the "
+                    "data anew in each; give the model minibatches, pyro.plate('data', len(x))"
+                )
+            shifts = self._refine(encoded)
+            return self.base.draw(encoded, lambda name, numbers: numbers + shifts[name])
 
     def setup(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """See `Guide.setup`."""

@@ -1,6 +1,7 @@
 """Guides around a guide."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +35,9 @@ class GuideWrapper(Guide):
             kind = "an AmortizedGuide, as MeanFieldGuide" if amortized else "a Guide"
             raise ValueError(f"{name}: the guide is {type(base).__name__}; accepted is {kind}")
         super().__init__(base.model)
-        self.base = base
+        # Not as an attribute: Pyro would rename the other for good, and a second wrapper of it
+        # would take its parameters away from the first.
+        self._modules["base"] = base
         # A config says how to make the other, whichever way it came.
         options = {k: v for k, v in self.init_args.items() if k not in ("guide", "make")}
         self.__dict__["init_args"] = {"make": base, **options}
@@ -43,6 +46,10 @@ class GuideWrapper(Guide):
     def encoder(self) -> nn.Module:
         """That of the guide inside."""
         return self.base.encoder  # type: ignore[return-value]
+
+    def running(self) -> AbstractContextManager:
+        """Around the halves of the other's run, `encode` and `draw`, as around a whole one."""
+        return self.base._pyro_context
 
     def setup(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
         """See `Guide.setup`."""

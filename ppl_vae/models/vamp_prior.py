@@ -69,7 +69,8 @@ class VampPrior(Model):
         check_dim(num_components, "VampPrior: num_components")
         base = model if isinstance(model, Model) else make(model)
         super().__init__(base.data_shape)
-        self.base = base
+        # Not as an attribute: Pyro would rename the model inside for good.
+        self._modules["base"] = base
         self.num_components, self.bounded = num_components, bounded
         numbers = torch.randn(num_components, *base.data_shape)
         self.pseudo_numbers = nn.Parameter(numbers.to(next(base.parameters(), numbers)))
