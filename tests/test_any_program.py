@@ -18,6 +18,7 @@ import ppl_vae
 from ppl_vae import estimators as e
 from ppl_vae import families, guides
 from ppl_vae.estimators import Trace_ELBO
+from ppl_vae.guides.amortized import _num_extra
 from ppl_vae.testing import check_guide
 
 HERE = {"hidden": (8,), "activation": "tanh"}
@@ -150,6 +151,23 @@ def test_an_encoder_sees_what_it_asks_for():
         gaps.append(truth.item() + loss / len(x))
     assert gaps[0] > 0.5 and -0.02 < gaps[1] < 0.05
     check_guide(guide, labelled, x[:6], y[:6])
+
+
+@pytest.mark.parametrize(
+    "forward, expected",
+    [
+        (lambda x: 0, 0),
+        (lambda x, label: 0, 1),
+        (lambda x, y=None: 0, 1),
+        (lambda x, hidden=False: 0, 0),
+        (lambda x, y, hidden=False: 0, 1),
+        (lambda *xs: 0, 0),
+    ],
+)
+def test_an_encoders_own_options_are_left_alone(forward, expected):
+    network = nn.Identity()
+    network.forward = forward
+    assert _num_extra(network, labelled) == expected
 
 
 def test_missing_pixels_are_left_out():

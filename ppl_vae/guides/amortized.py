@@ -70,7 +70,7 @@ class AmortizedGuide(Guide):
         activation: Of the dense encoder, by its name in `torch.nn.functional`.
         encoder: In place of the dense encoder: a network `[B, *data_shape] -> [B, F]`, or a class
             that makes one of `data_shape`. One whose `forward` takes more than x is given what the
-            model takes behind x: labels, a mask.
+            model takes behind x, labels or a mask; what has a default, if it has the model's name.
 
     Raises:
         ValueError: The model has no latent site, no plate over the data, or a site that the guide
@@ -110,7 +110,9 @@ class AmortizedGuide(Guide):
         # In evaluation mode: one datum has no batch statistics, and none are to be kept of it.
         was_training = encoder.training
         with fork(), torch.no_grad(), poutine.block():
-            features = encoder.eval()(like[:1], *_one_of_each(args, _num_extra(encoder)))
+            features = encoder.eval()(
+                like[:1], *_one_of_each(args, _num_extra(encoder, self.model))
+            )
         encoder.train(was_training)
         if features.dim() != 2 or features.shape[0] != 1:
             raise ValueError(
@@ -164,7 +166,7 @@ class AmortizedGuide(Guide):
             )
         plates = self._open_plates(x)
         encoder = self.encoder
-        seen = (x, *args[: _num_extra(encoder)])
+        seen = (x, *args[: _num_extra(encoder, self.model)])
         if self.data_plate.name in plates:
             with plates[self.data_plate.name] as index:
                 if len(index) != len(x):
@@ -251,12 +253,25 @@ class _Free(nn.Module):
         return self.head(features.new_ones(1, 1))
 
 
-def _num_extra(encoder: nn.Module) -> int:
-    """How many of the model's arguments behind x the encoder wants to see."""
-    parameters = inspect.signature(encoder.forward).parameters.values()
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return 0  # A wrapper; it does not say.
-    return sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1
+def _num_extra(encoder: nn.Module, model: Callable) -> int:
+    """How many of the model's arguments behind x the encoder wants to see.
+
+    Those that it cannot do without; and those with a default that bear the model's own name.
+    """
+    names = [p.name for p in _positional(model)]
+    wanted = 0
+    for position, parameter in list(enumerate(_positional(encoder)))[1:]:
+        same_name = position < len(names) and parameter.name == names[position]
+        if parameter.default is not parameter.empty and not same_name:
+            break
+        wanted = position
+    return wanted
+
+
+def _positional(program: Callable) -> list[inspect.Parameter]:
+    forward = program.forward if isinstance(program, nn.Module) else program
+    parameters = inspect.signature(forward).parameters.values()
+    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def _one_of_each(args: tuple, count: int) -> tuple:
