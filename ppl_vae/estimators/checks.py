@@ -31,7 +31,8 @@ def check_density(pair: Pair, estimator: str) -> None:
     if not pair.has_density:
         raise ValueError(
             f"{estimator} needs the density of the guide, and a point mass (DeltaGuide) has none; "
-            "use MeanFieldGuide or another guide with a density, or Trace_ELBO"
+            "use MeanFieldGuide or another guide with a density"
+            + (", or Trace_ELBO" if estimator.endswith("_ELBO") else "")
         )
 
 
