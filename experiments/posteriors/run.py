@@ -18,6 +18,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,10 +83,11 @@ POSTERIORS = {
     "banana": Posterior(lambda z: z[..., 1] + 0.5 * z[..., 0] ** 2, 0.15, 1.0),
     "ring": Posterior(lambda z: z.norm(dim=-1), 0.3, 2.0),
 }
+FIRST = "mean field"
 NETS = {"hidden": (32,)}
 # In two dimensions a flow is cheap; more maps than the guides' defaults, which are for many.
 GUIDES: dict[str, Callable[[Any], g.FamilyGuide]] = {
-    "mean field": partial(g.MeanFieldGuide, **NETS),
+    FIRST: partial(g.MeanFieldGuide, **NETS),
     "full rank": partial(g.FullRankGuide, **NETS),
     "mixture": partial(g.MixtureGuide, num_components=8, **NETS),
     "IAF": partial(g.IAFGuide, num_flows=6, flow_hidden=(32,), **NETS),
@@ -134,14 +136,14 @@ def density(posterior: Posterior, guide: g.FamilyGuide, num_draws: int) -> Tenso
     with torch.no_grad(), pyro.get_param_store().scope():
         fn = poutine.trace(guide).get_trace(posterior.data()).nodes["z"]["fn"]
         if guide.family.has_density:
-            return fn.log_prob(points.float().unsqueeze(1)).exp().reshape(BINS, BINS)
+            return fn.log_prob(points.to(posterior.data()).unsqueeze(1)).exp().reshape(BINS, BINS)
         draws = fn.sample((num_draws,)).squeeze(1)
     span = [-EDGE, EDGE, -EDGE, EDGE]
     counts = torch.histogramdd(draws.flip(-1), [BINS, BINS], range=span).hist
-    # A kernel as wide as a square: what is left of the noise is not seen.
-    kernel = torch.tensor([0.25, 0.5, 0.25])
+    # A kernel of one square's standard deviation.
+    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]).to(counts) / 16
     smooth = torch.nn.functional.conv2d(
-        counts[None, None], kernel.outer(kernel)[None, None], padding=1
+        counts[None, None], kernel.outer(kernel)[None, None], padding=2
     )
     return smooth[0, 0] / (num_draws * side**2)
 
@@ -153,7 +155,7 @@ def work(task: Row) -> tuple[Row, np.ndarray]:
     guide = train(posterior, task["guide"], task["lr"], task["seed"], task["num_steps"])
     seconds = time.process_time() - start
     found = gap(posterior, guide, task["num_draws"])
-    picture = density(posterior, guide, 10_000 * task["num_draws"])
+    picture = density(posterior, guide, 20_000 * task["num_draws"])
     row = {"gap": found.value, "standard_error": found.standard_error, "seconds": seconds}
     return {**task, **row}, picture.numpy()
 
@@ -163,8 +165,8 @@ def worked(tasks: list[Row], jobs: int) -> Iterator[tuple[Row, np.ndarray]]:
     if jobs == 1:
         yield from map(work, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(work, tasks)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, tasks)
 
 
 def chosen(rows: list[Row], posterior: str, guide: str) -> list[Row]:
@@ -177,7 +179,7 @@ def chosen(rows: list[Row], posterior: str, guide: str) -> list[Row]:
 
 def mean(values: list[float], digits: int) -> str:
     """Mean and standard error over seeds."""
-    text = f"{statistics.mean(values):.{digits}f}"
+    text = f"{round(statistics.mean(values), digits) + 0.0:.{digits}f}"  # Not "-0.0".
     if len(values) == 1:
         return text
     return f"{text} ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
@@ -195,7 +197,7 @@ def report(rows: list[Row]) -> None:
             whole = min(r["gap"] for r in rows if (r["posterior"], r["guide"]) == plain)
             gaps = [r["gap"] for r in chosen(rows, name, guide)]
             shares = [100 * (1 - value / whole) for value in gaps]
-            cells += [mean(gaps, 3), "" if guide == "mean field" else f"{mean(shares, 1)} %"]
+            cells += [mean(gaps, 3), "" if guide == FIRST else f"{mean(shares, 1)} %"]
         print(f"| {guide} | " + " | ".join(cells) + " |")
 
 
@@ -205,11 +207,12 @@ def picture(rows: list[Row], densities: list[np.ndarray]) -> Figure:
     colors = LinearSegmentedColormap.from_list("density", ["white", SITES[0], INK])
     figure = Figure(figsize=(10.4, 3.35), layout="constrained")
     axes = figure.subplots(len(POSTERIORS), len(GUIDES) + 1, sharex=True, sharey=True)
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.06)
     points, _ = grid(EDGE, BINS)
     for line, (name, posterior) in zip(axes, POSTERIORS.items(), strict=True):
         truth = (posterior.log_joint(points) - posterior.log_evidence()).exp()
         truth = truth.reshape(BINS, BINS).numpy()
-        panels = [("truth", f"log p(x) = {posterior.log_evidence():.2f}", truth)]
+        panels = [("truth", "", truth)]
         for guide in GUIDES:
             fits = chosen(rows, name, guide)
             row = fits[len(fits) // 2]
@@ -222,7 +225,7 @@ def picture(rows: list[Row], densities: list[np.ndarray]) -> Figure:
             )  # fmt: skip
             ax.set(title=f"{guide}\n{text}", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
             ax.grid(False)
-        line[0].set_ylabel(f"{name}\n$z_2$")
+        line[0].set_ylabel(f"{name}\n\n$z_2$")
     for ax in axes[-1]:
         ax.set_xlabel("$z_1$")
     return figure
@@ -233,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
     options = parser.parse_args()
