@@ -60,7 +60,7 @@ def latents(trace):
             models,
             models.Likelihood,
             lambda: (
-                [m.likelihood for m in (f() for f in zoo.MODELS.values()) if "VAE" in str(m)]
+                [m.likelihood for f in zoo.MODELS.values() if hasattr(m := f(), "likelihood")]
                 + [models.Likelihood()]
             ),
         ),

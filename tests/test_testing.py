@@ -371,7 +371,7 @@ def positive(x):
         (WrongEvent, r"at 'z' the model's event has shape \(2,\), the guide's \(1,\)"),
         (
             OtherPlate,
-            r"'z' lies in the plates .*\('rows', -1, 5, 5\).*the model's, .*\('data', -1, 5, 5\)",
+            "at 'z' the model is in the plate 'data', and the guide in the plates 'rows'",
         ),
         (RunsTheModel, "running the guide leaves 'model.weight' in Pyro's parameter store"),
     ],
@@ -388,7 +388,7 @@ def test_a_guide_that_mixes_particles_is_caught(x):
 
 
 def test_a_guide_off_the_models_support_is_caught(x):
-    with says("value of 'z' lies outside of the model's support there, .*GreaterThanEq"):
+    with says("'z' the model's Gamma has the support GreaterThanEq.*, and the guide's Normal"):
         check_guide(GoodGuide(), positive, x)
 
 
