@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -33,6 +33,9 @@ __all__ = ["FitResult", "fit"]
 
 Programs = Callable[..., Any]
 
+# Below, no step repays its compiling.
+_FEW_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -49,6 +52,7 @@ class FitResult:
         best_elbo: The validation `elbo` there, nats per datum; for a guide without a density minus
             the weighted loss.
         path: The run directory, or none.
+        compiled: Whether the last step was a compiled one.
     """
 
     model: Programs
@@ -59,6 +63,7 @@ class FitResult:
     best_step: int | None
     best_elbo: float | None
     path: Path | None
+    compiled: bool
     _store: dict = field(repr=False, default_factory=dict)
 
     def scope(self) -> AbstractContextManager:
@@ -81,6 +86,7 @@ def fit(
     batch_size: int | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    compile: bool | Literal["auto"] = "auto",
     out: str | Path | None = None,
     resume: bool = False,
     valid: Tensor | None = None,
@@ -119,6 +125,12 @@ def fit(
         seed: Of the permutations, and of all that is random in training.
         device: `"auto"`, `"cpu"`, `"cuda"`, ... Modules and data are moved there; plain functions
             must make their tensors where x is (`x.new_zeros`).
+        compile: Make the programs, the estimator and the gradients one graph, once, and let
+            Inductor make machine code of it. The same random stream, and the same losses up to
+            rounding; torch's optimizers make their steps fused. `"auto"` does so where the number
+            of steps repays the compiling, and warns where something is in the way. What looks at
+            the value of a tensor cannot be compiled: Pyro's own ELBOs, enumeration, Python that
+            hangs on data. A batch of another shape is compiled anew.
         out: A run directory to write; none is written without.
         resume: Go on from the checkpoint in `out`, bit for bit; start if there is none. A larger
             `num_steps` prolongs a finished run, whose last validation then counts among the others.
@@ -143,6 +155,7 @@ def fit(
 
     Raises:
         ValueError: An argument, the data or the pair is not acceptable; the message says what is.
+        TraceError, CompileError: `compile` is true, and the step cannot be compiled. ValueErrors.
         NonFiniteError: The loss or a gradient became NaN or infinite; the message names the step,
             the first bad site and the parameter. The last checkpoint stays as it was.
         CheckpointError: The checkpoint to resume from is damaged.
@@ -163,6 +176,8 @@ def fit(
         checkpoint_every=checkpoint_every,
         **({} if patience is None else {"patience": patience}),
     )
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile is {compile!r}; accepted are True, False and 'auto'")
     if clip_grad_norm is not None and not clip_grad_norm > 0:
         raise ValueError(f"clip_grad_norm is {clip_grad_norm}; accepted is a number > 0")
     if resume and out is None:
@@ -184,8 +199,8 @@ def fit(
     described = run_config(
         data, model, guide, estimator, schedule, optimizer, lr_schedule, extra=config,
         num_steps=num_steps, batch_size=batch_size, seed=seed, device=str(device),
-        clip_grad_norm=clip_grad_norm, freeze=list(freeze), patience=patience, log_every=log_every,
-        eval_every=eval_every, checkpoint_every=checkpoint_every,
+        compile=compile, clip_grad_norm=clip_grad_norm, freeze=list(freeze), patience=patience,
+        log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     with _own_globals() as store:
         seed_all(seed)
@@ -207,6 +222,8 @@ def fit(
         bar = Progress(num_steps, progress)
         with closing(recorder), closing(bar), Interruption() as interruption:
             bar.update(loop.step)
+            if compile is not False:
+                _compile(loop, num_steps, asked_for=compile is True)
             while loop.step < num_steps and not loop.stopping.is_due:
                 line = loop.advance(log=loop.step % log_every == 0)
                 bar.update(loop.step)
@@ -214,6 +231,8 @@ def fit(
                     recorder.write(line)
                     bar.show(line)
                 last = loop.step == num_steps
+                if last or loop.step % eval_every == 0 or loop.step % checkpoint_every == 0:
+                    loop.check()
                 if prepared.valid is not None and (last or loop.step % eval_every == 0):
                     line = loop.validate()
                     recorder.write(line)
@@ -223,6 +242,7 @@ def fit(
                 if last or loop.stopping.is_due or loop.step % checkpoint_every == 0:
                     recorder.save(loop)
                 if interruption.requested and not (last or loop.stopping.is_due):
+                    loop.check()
                     recorder.save(loop)
                     where = f"; {recorder.path} holds the checkpoint" if recorder.path else ""
                     raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}{where}")
@@ -237,6 +257,7 @@ def fit(
             best_step=loop.stopping.best_step,
             best_elbo=loop.stopping.best,
             path=recorder.path,
+            compiled=loop.compiled is not None,
             _store=store,
         )
 
@@ -255,6 +276,25 @@ def _try_once(
         with looking(model, guide), weighted(weight), validation(True):
             estimator.differentiable_loss(model, guide, *prepared.first)
         estimator.load_state_dict(state)
+
+
+def _compile(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
+    """Compiles the loss of the loop, if that is possible and pays."""
+    # Here, for who does not compile need not wait for torch's compiler to be imported.
+    # By all steps, those before a resume too: the second part is to be as the first.
+    if not asked_for and num_steps < _FEW_STEPS:
+        return
+    from ppl_vae.compiled import CompiledLoss
+    from ppl_vae.compiled.choice import prepared_loss
+
+    args, weight = loop.prepared.first, loop.schedule(loop.step)
+    trained = list(loop.optimizers.trained.values())
+    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, trained)
+    loss = prepared_loss(loss, args, loop.free_weight(weight), num_steps, asked_for=asked_for)
+    if loss is not None:
+        loop.compiled = loss
+        loop.optimizers.fuse()
+        loop.check()
 
 
 @contextmanager

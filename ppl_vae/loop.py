@@ -4,10 +4,11 @@ Shapes: B data of a minibatch.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -22,11 +23,24 @@ from ppl_vae.handlers import Weight, weighted
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
 from ppl_vae.preparation import Prepared
 from ppl_vae.randomness import looking, restore, snapshot
+from ppl_vae.schedules import Constant
 from ppl_vae.stopping import Stopping
 
 __all__ = ["Loop"]
 
 Line = dict[str, Any]
+
+
+class Compiled(Protocol):
+    """Loss and gradients without the programs; see `ppl_vae.compiled`."""
+
+    def knows(self, args: tuple, weight: Weight) -> bool:
+        """Whether it is made for such a batch."""
+        ...
+
+    def __call__(self, args: tuple, weight: Weight) -> Tensor:
+        """The loss; the gradients are left in the parameters."""
+        ...
 
 
 class Loop:
@@ -46,6 +60,8 @@ class Loop:
     Attributes:
         step: How many steps are made.
         best: State of model and guide at the best validation.
+        compiled: Loss and gradients in place of the programs' own; none while they run themselves.
+            Whether all is finite is then looked at where somebody looks anyway, and not every step.
     """
 
     def __init__(
@@ -67,6 +83,9 @@ class Loop:
         self.stopping = stopping
         self.step = 0
         self.best: dict[str, Any] | None = None
+        self.compiled: Compiled | None = None
+        self._safe: dict[str, Any] | None = None
+        self._sum: Tensor | None = None
         self._seed, self._clip = seed, clip_grad_norm
         self._trained = list(optimizers.trained.values())
         self._seconds, self._started = 0.0, time.monotonic()
@@ -88,22 +107,49 @@ class Loop:
                 they were before this step.
         """
         args = self.prepared.batch()
-        drawn = snapshot()
+        looks = log or self.compiled is None
+        drawn = snapshot() if looks else {}
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
             self.estimator.set_step(self.step)
         self.optimizers.zero_grad()
-        with weighted(weight):
-            loss = self._backward(args)
-        norm = self._gradient_norm()
-        if not bool(torch.isfinite(loss + norm)):
-            raise self._failure(args, weight, drawn, loss)
+        loss = self._gradients(args, weight)
+        if looks and not bool(torch.isfinite(loss + self._gradient_norm())):
+            if self.compiled is None:
+                raise self._failure(args, weight, drawn, loss)
+            self._go_back(self.step + 1)
+            return None
         line = self._train_line(args, weight, loss, drawn) if log else None
         if self._clip is not None:
             clip(self._trained, self._clip)
         self.optimizers.step()
         self.step += 1
         return line
+
+    def free_weight(self, weight: Weight) -> Weight:
+        """A KL weight as a compiled step takes it: tensors, unless it never changes."""
+        if isinstance(self.schedule, Constant):
+            return weight
+        like = self.prepared.first[0]
+        if isinstance(weight, Mapping):
+            return {name: like.new_tensor(float(value)) for name, value in weight.items()}
+        return like.new_tensor(float(weight))
+
+    def check(self) -> None:
+        """Makes sure that what was not looked at is finite, and remembers where it was.
+
+        Where it is not, goes back to where it was, and makes the steps since then eagerly.
+
+        Raises:
+            NonFiniteError: As `advance`.
+        """
+        if self.compiled is None:
+            return
+        norm = sum(torch.stack(torch._foreach_norm(part)).sum() for part in self._moving())
+        if self._sum is not None and not bool(torch.isfinite(norm + self._sum)):
+            self._go_back(self.step)
+        else:
+            self._safe, self._sum = self.state_dict(), None
 
     def validate(self) -> Line:
         """The metrics of the validation data at KL weight 1, and what follows from them."""
@@ -162,8 +208,41 @@ class Loop:
         assert self.best is not None
         return {**self.best, **self._about(), "progress": {"step": self.stopping.best_step}}
 
-    def _backward(self, args: tuple) -> Tensor:
+    def _gradients(self, args: tuple, weight: Weight) -> Tensor:
         """The loss; its gradients are left in the parameters."""
+        free = self.free_weight(weight)
+        if self.compiled is None or not self.compiled.knows(args, free):
+            with weighted(weight):
+                return self._backward(args)
+        loss = self.compiled(args, free)
+        self._sum = loss if self._sum is None else self._sum + loss
+        return loss
+
+    def _go_back(self, step: int) -> None:
+        """Makes the steps up to this one again, eagerly, from where all was finite."""
+        assert self._safe is not None
+        stopping = replace(self.stopping)
+        self.compiled = None
+        self.load_state_dict(self._safe, self.seconds)
+        self.stopping = stopping
+        while self.step < step:
+            self.advance(log=False)
+        warnings.warn(
+            f"a compiled step before step {step} was not finite, and the same steps made eagerly "
+            "are; training stays eager from here",
+            stacklevel=2,
+        )
+
+    def _moving(self) -> Iterator[list[Tensor]]:
+        """What a step changes."""
+        yield self._trained
+        for optimizer in self.optimizers.optimizers.values():
+            state = [v for part in optimizer.state.values() for v in part.values()]
+            if values := [v for v in state if isinstance(v, Tensor) and v.is_floating_point()]:
+                yield values
+
+    def _backward(self, args: tuple) -> Tensor:
+        """The programs' own loss and gradients."""
         if not hasattr(self.estimator, "differentiable_loss"):
             # RenyiELBO, TraceGraph_ELBO and ReweightedWakeSleep have only this way in.
             return _scalar(self.estimator.loss_and_grads(self.model, self.guide, *args))

@@ -97,11 +97,23 @@ class Optimizers:
                 "optimizer LBFGS evaluates the loss several times a step, and here it differs "
                 "each time; accepted are first-order optimizers of torch.optim, as Adam"
             )
+        self._ours: dict[str, list[int]] = {}
         self.schedules = (
             {}
             if lr_schedule is None
             else {p: _make("lr_schedule", lr_schedule, o) for p, o in self.optimizers.items()}
         )
+
+    def fuse(self) -> None:
+        """Lets torch make the step in one pass over memory, where the user left the choice to it.
+
+        The same step up to rounding. Neither checkpoints nor configs hold it.
+        """
+        for prefix, optimizer in self.optimizers.items():
+            groups = optimizer.param_groups
+            self._ours[prefix] = [i for i, group in enumerate(groups) if _may_fuse(group)]
+            for index in self._ours[prefix]:
+                groups[index]["fused"] = True
 
     def zero_grad(self) -> None:
         """Drops all gradients, those of frozen parameters too."""
@@ -139,7 +151,9 @@ class Optimizers:
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as a tree of plain data and tensors."""
         return {
-            "optimizers": {p: o.state_dict() for p, o in self.optimizers.items()},
+            "optimizers": {
+                p: self._marked(p, o.state_dict(), None) for p, o in self.optimizers.items()
+            },
             "schedules": {p: s.state_dict() for p, s in self.schedules.items()},
         }
 
@@ -156,12 +170,28 @@ class Optimizers:
                     f"{sorted(ours)}; resume with the arguments that the run was started with"
                 )
             for prefix, content in state[kind].items():
+                if kind == "optimizers":
+                    # Before it is loaded: torch then puts the counts of steps where they belong.
+                    content = self._marked(prefix, content, True)
                 ours[prefix].load_state_dict(content)
+
+    def _marked(self, prefix: str, state: dict[str, Any], fused: bool | None) -> dict[str, Any]:
+        """The state of an optimizer, the groups that `fuse` chose marked otherwise."""
+        groups = list(state["param_groups"])
+        for index in self._ours.get(prefix, ()):
+            groups[index] = {**groups[index], "fused": fused}
+        return {**state, "param_groups": groups}
 
 
 def clip(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scales all gradients down so that their common norm is at most `max_norm`."""
     return torch.nn.utils.clip_grad_norm_(list(parameters), max_norm)
+
+
+def _may_fuse(group: dict[str, Any]) -> bool:
+    ways = (group.get(name, False) for name in ("fused", "foreach", "differentiable", "capturable"))
+    fused, *others = ways
+    return fused is None and not any(others)
 
 
 def _make(option: str, factory: Callable[[Any], Any], argument: Any) -> Any:

@@ -13,7 +13,7 @@ from ppl_vae.loop import Loop
 __all__ = ["Recorder", "run_config"]
 
 # What may differ when a run is resumed: these change where and how long, not what.
-_FREE = frozenset({"num_steps", "device", "root", "checkpoint_every"})
+_FREE = frozenset({"num_steps", "device", "root", "checkpoint_every", "compile"})
 
 
 class Recorder:

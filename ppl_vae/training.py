@@ -39,6 +39,7 @@ def train(
     batch_size: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    compile: bool | Literal["auto"] = "auto",
     out: str | None = None,
     resume: bool = False,
     lr_schedule: Callable[[Optimizer], LRScheduler] | None = None,
@@ -66,6 +67,7 @@ def train(
         batch_size: Data of a step; 128, or all if fewer, if not given.
         seed: Of initialization, permutations, and all that is random in training.
         device: auto, cpu, cuda, ...
+        compile: Compile the step: true, false, or auto, where the number of steps repays it.
         out: The run directory; runs/<time> if not given.
         resume: Go on from the checkpoint in `out`; start if there is none.
         lr_schedule: One of torch.optim.lr_scheduler, stepped every step.
@@ -98,8 +100,8 @@ def train(
         fit(
             built, paired, splits,
             estimator=estimator, schedule=schedule, optimizer=optimizer, num_steps=num_steps,
-            batch_size=batch_size, seed=seed, device=device, out=path, resume=resume,
-            lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze,
+            batch_size=batch_size, seed=seed, device=device, compile=compile, out=path,
+            resume=resume, lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze,
             patience=patience, log_every=log_every, eval_every=eval_every,
             checkpoint_every=checkpoint_every, tensorboard=tensorboard,
             config={"data": data, "root": root, "binarize": binarize},

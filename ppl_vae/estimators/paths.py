@@ -19,12 +19,11 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger, unwrap
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from ppl_vae.estimators.pair import Pair, compute_density, join, trace_pair
 from ppl_vae.estimators.running import run_guide, run_model
 from ppl_vae.estimators.sites import PARTICLES, samples
+from ppl_vae.exchange import Exchange
 
 __all__ = ["ForkedPair", "trace_forked_pair", "trace_path_pair", "trace_stopped_pair"]
 
@@ -123,11 +122,10 @@ class _StopSamples(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-class _StopLeaves(TorchFunctionMode):
+class _StopLeaves(Exchange):
     """Detaches every leaf that requires a gradient, wherever a program uses one.
 
-    So it is all the same whether a program has its parameters as a module, from `pyro.param`, from
-    `pyro.module`, or from a closure. Leaves that the program makes itself are left alone.
+    Leaves that the program makes itself are left alone.
     """
 
     def __init__(self) -> None:
@@ -137,20 +135,19 @@ class _StopLeaves(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         if getattr(func, "__name__", "") == "__get__":
             # A property of a parameter, such as `requires_grad`, is asked of itself; unless it is
             # another tensor made of it, such as `mT`.
-            out = func(*args, **kwargs)
+            out = func(*args, **kwargs or {})
             if not (isinstance(out, Tensor) and out.requires_grad):
                 return out
-        args, kwargs = tree_map_only(Tensor, self._stop, (args, kwargs))
-        out = func(*args, **kwargs)
+        out = super().__torch_function__(func, types, args, kwargs)
         if isinstance(out, Tensor) and out.requires_grad and out.is_leaf:
             self.own.append(out)
         return out
 
-    def _stop(self, value: Tensor) -> Tensor:
+    def take(self, value: Tensor) -> Tensor:
+        """A parameter without its gradient, anything else as it is."""
         is_parameter = value.requires_grad and value.is_leaf
         if not is_parameter or any(value is own for own in self.own):
             return value

@@ -1,0 +1,7 @@
+"""The training step as one compiled graph."""
+
+from ppl_vae.compiled.loss import CompiledLoss
+from ppl_vae.compiled.lowering import CompileError
+from ppl_vae.compiled.tracing import TraceError, trace_loss
+
+__all__ = ["CompileError", "CompiledLoss", "TraceError", "trace_loss"]

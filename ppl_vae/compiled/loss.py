@@ -1,0 +1,105 @@
+"""Loss and gradients of a batch, compiled."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+
+from ppl_vae.compiled.lowering import lower
+from ppl_vae.compiled.tracing import TracedLoss, tensors_of, trace_loss
+from ppl_vae.handlers import Weight
+from ppl_vae.randomness import fork
+
+__all__ = ["CompiledLoss"]
+
+_MAX_GRAPHS = 8
+
+
+class CompiledLoss:
+    """The loss of a pair under an estimator, a graph for each shape of batch.
+
+    Draws from torch's own generators as the programs do. What the programs remember is changed in
+    place, as by themselves.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        estimator: One of ours.
+        parameters: What gradients are wanted of.
+        lowered: Compile the graphs; else they are interpreted, operation by operation.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        estimator: ELBO,
+        parameters: Sequence[Tensor],
+        *,
+        lowered: bool = True,
+    ) -> None:
+        self._pair = model, guide, estimator
+        self._parameters, self._lowered = list(parameters), lowered
+        self._made: dict[Hashable, tuple[TracedLoss, Callable]] = {}
+
+    def trace(self, args: Sequence[Any], weight: Weight = 1.0) -> TracedLoss:
+        """The graph for batches like this one.
+
+        Raises:
+            TraceError: The pair cannot be traced.
+        """
+        return trace_loss(*self._pair, self._parameters, args, weight)
+
+    def prepare(
+        self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None
+    ) -> None:
+        """Compiles for batches like this one, and draws nothing.
+
+        Raises:
+            TraceError: The pair cannot be traced.
+            CompileError: The graph cannot be compiled.
+        """
+        traced = self.trace(args, weight) if traced is None else traced
+        function: Callable = traced.graph
+        if self._lowered:
+            with fork():
+                function = lower(traced.graph, _inputs(traced, args, weight))
+        self._made[_key(args, weight)] = traced, function
+
+    def knows(self, args: Sequence[Any], weight: Weight = 1.0) -> bool:
+        """Whether there is a graph for batches like this one, or room for it."""
+        return _key(args, weight) in self._made or len(self._made) < _MAX_GRAPHS
+
+    def __call__(self, args: Sequence[Any], weight: Weight = 1.0) -> Tensor:
+        """The loss, `[]`, without a gradient; those of the parameters are left in `grad`."""
+        key = _key(args, weight)
+        if key not in self._made:
+            self.prepare(args, weight)
+        traced, function = self._made[key]
+        with torch.no_grad():
+            loss, *gradients = function(*_inputs(traced, args, weight))
+        for parameter in self._parameters:
+            parameter.grad = None
+        for parameter, gradient in zip(traced.reached, gradients, strict=True):
+            parameter.grad = gradient
+        return loss
+
+
+def _inputs(traced: TracedLoss, args: Sequence[Any], weight: Weight) -> list[Tensor]:
+    batch = [value for value in args if isinstance(value, Tensor)]
+    held = [value.detach() for value in traced.held]
+    return traced.inputs([*held, *batch, *tensors_of(weight)])
+
+
+def _key(args: Sequence[Any], weight: Weight) -> Hashable:
+    """What a graph is for."""
+    free = bool(tensors_of(weight))
+    return (tuple(_kind(value) for value in args), None if free else repr(weight))
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    return repr(value)
