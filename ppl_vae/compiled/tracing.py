@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ppl_vae.estimators import Estimator
 from ppl_vae.exchange import Substitution
 from ppl_vae.handlers import Weight, weighted
-from ppl_vae.randomness import looking, validation
+from ppl_vae.randomness import fork, looking, validation
 
 __all__ = ["TraceError", "Traced", "TracedLoss", "tensors_of", "trace_function", "trace_loss"]
 
@@ -77,7 +77,8 @@ def trace_loss(
             becomes part of it.
 
     Raises:
-        TraceError: Something looks at the value of a tensor, or the loss depends on no parameter.
+        TraceError: Something looks at the value of a tensor, the loss depends on no parameter, or
+            the graph gives another loss than the programs at the same noise.
     """
     if not isinstance(estimator, Estimator):
         name = f"{type(estimator).__module__}.{type(estimator).__name__}"
@@ -102,7 +103,15 @@ def trace_loss(
         return (loss.detach(), *(_laid_out(v, p) for p, v in found if v is not None))
 
     with looking(model, guide), validation(False):
-        traced = trace_function(loss_and_gradients, [*held, *batch, *tensors_of(weight)])
+        # First, for an estimator finds out in its first run how many plates there are.
+        with fork(), torch.no_grad(), weighted(weight):
+            expected = estimator.differentiable_loss(model, guide, *args)
+        given = [*held, *batch, *tensors_of(weight)]
+        with fork():
+            traced = trace_function(loss_and_gradients, given)
+        with fork(), torch.no_grad():
+            found, *_ = traced.graph(*traced.inputs([value.clone() for value in given]))
+    _check_same(found, expected)
     return TracedLoss(traced.graph, traced.constants, held, tuple(reached))
 
 
@@ -124,6 +133,16 @@ def trace_function(function: Callable, tensors: Sequence[Tensor]) -> Traced:
     for node in graph.graph.nodes:
         node.meta.clear()  # Shapes of the trace, each in a world of its own, and stack traces.
     return Traced(graph, _lift_constants(graph))
+
+
+def _check_same(found: Tensor, expected: Tensor) -> None:
+    """The programs' Python ran once; what it does besides operations on tensors is not repeated."""
+    if not torch.allclose(found, expected, rtol=1e-3, equal_nan=True):
+        raise TraceError(
+            f"at the same noise the programs' loss is {expected.item():.6g}, that of their graph "
+            f"{found.item():.6g}; something in them is no operation on tensors, as a seed that is "
+            "set inside"
+        )
 
 
 def _remembered(

@@ -9,11 +9,11 @@ from abc import abstractmethod
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions import constraints
 from pyro.distributions.transforms import biject_to
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
-from torch.nn import functional as F
 
 from ppl_vae.families import Family, Member
 from ppl_vae.guides.sites import LatentSite
@@ -150,7 +150,9 @@ class _Categorical(Coding):
         return dist.Categorical(logits=logits).to_event(len(self._event))
 
     def write(self, value: Tensor) -> Tensor:
-        return F.one_hot(value.long(), self._num_values).flatten(-len(self._event) - 1)
+        # Not `one_hot`, which looks at the values.
+        every = torch.arange(self._num_values, device=value.device)
+        return (value.unsqueeze(-1) == every).long().flatten(-len(self._event) - 1)
 
 
 class _OneHot(Coding):
