@@ -29,11 +29,16 @@ def lower(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Se
         CompileError: There is no compiler, or it fails.
     """
     from torch import _inductor
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     examples = [value.detach() for value in examples]
+    # Without a place for symbols of shapes the graph passes by the cache, though it has none.
+    shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     try:
-        with torch.no_grad(), config.patch(_OPTIONS):
+        with torch.no_grad(), config.patch(_OPTIONS), tracing(TracingContext(shapes)):
             return _inductor.compile(copy.deepcopy(graph), examples)  # type: ignore[arg-type]
     except Exception as error:  # Inductor has no one kind of its own.
         first = str(error).strip().split("\n")[0]

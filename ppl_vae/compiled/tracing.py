@@ -93,11 +93,14 @@ def trace_loss(
         rest = iter(values[len(held) :])
         inside = [next(rest) if isinstance(value, Tensor) else value for value in args]
         around = _with_tensors(weight, rest)
-        with Substitution(held, [*leaves, *values[count : len(held)]]), weighted(around):
+        # What is frozen is a leaf as well: Pyro asks for it.
+        others = zip(held[count:], values[count : len(held)], strict=True)
+        leaves += [v.detach().requires_grad_() if old.requires_grad else v for old, v in others]
+        with Substitution(held, leaves), weighted(around):
             loss = estimator.differentiable_loss(model, guide, *inside)
         if not loss.requires_grad:
             raise TraceError("the loss depends on no parameter that is trained")
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        gradients = torch.autograd.grad(loss, leaves[:count], allow_unused=True)
         found = list(zip(parameters, gradients, strict=True))
         reached[:] = [parameter for parameter, value in found if value is not None]
         return (loss.detach(), *(_laid_out(v, p) for p, v in found if v is not None))
