@@ -34,12 +34,10 @@ Line = dict[str, Any]
 class Compiled(Protocol):
     """Loss and gradients without the programs; see `ppl_vae.compiled`."""
 
-    def knows(self, args: tuple, weight: Weight) -> bool:
-        """Whether it is made for such a batch."""
-        ...
-
-    def __call__(self, args: tuple, weight: Weight) -> Tensor:
-        """The loss; the gradients are left in the parameters."""
+    def of(self, args: tuple, weight: Weight) -> Callable[[], Tensor] | None:
+        """The loss of a batch, which leaves gradients in the parameters; none if it is not for such
+        a batch.
+        """
         ...
 
 
@@ -112,7 +110,6 @@ class Loop:
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
             self.estimator.set_step(self.step)
-        self.optimizers.zero_grad()
         loss = self._gradients(args, weight)
         if looks and not bool(torch.isfinite(loss + self._gradient_norm())):
             if self.compiled is None:
@@ -210,11 +207,14 @@ class Loop:
 
     def _gradients(self, args: tuple, weight: Weight) -> Tensor:
         """The loss; its gradients are left in the parameters."""
-        free = self.free_weight(weight)
-        if self.compiled is None or not self.compiled.knows(args, free):
+        compiled = (
+            None if self.compiled is None else self.compiled.of(args, self.free_weight(weight))
+        )
+        if compiled is None:
+            self.optimizers.zero_grad()
             with weighted(weight):
                 return self._backward(args)
-        loss = self.compiled(args, free)
+        loss = compiled()
         self._sum = loss if self._sum is None else self._sum + loss
         return loss
 

@@ -1,6 +1,7 @@
 """Loss and gradients of a batch, compiled."""
 
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,16 +69,25 @@ class CompiledLoss:
                 function = lower(traced.graph, _inputs(traced, args, weight))
         self._made[_key(args, weight)] = traced, function
 
-    def knows(self, args: Sequence[Any], weight: Weight = 1.0) -> bool:
-        """Whether there is a graph for batches like this one, or room for it."""
-        return _key(args, weight) in self._made or len(self._made) < _MAX_GRAPHS
+    def of(self, args: Sequence[Any], weight: Weight = 1.0) -> Callable[[], Tensor] | None:
+        """The loss of a batch, to be called; none if there are too many graphs for another."""
+        key = _key(args, weight)
+        if key not in self._made:
+            if len(self._made) == _MAX_GRAPHS:
+                return None
+            self.prepare(args, weight)
+        return partial(self._call, *self._made[key], args, weight)
 
     def __call__(self, args: Sequence[Any], weight: Weight = 1.0) -> Tensor:
         """The loss, `[]`, without a gradient; those of the parameters are left in `grad`."""
-        key = _key(args, weight)
-        if key not in self._made:
-            self.prepare(args, weight)
-        traced, function = self._made[key]
+        loss = self.of(args, weight)
+        if loss is None:
+            raise ValueError(f"there are {_MAX_GRAPHS} graphs already, each for one shape of batch")
+        return loss()
+
+    def _call(
+        self, traced: TracedLoss, function: Callable, args: Sequence[Any], weight: Weight
+    ) -> Tensor:
         with torch.no_grad():
             loss, *gradients = function(*_inputs(traced, args, weight))
         for parameter in self._parameters:

@@ -93,7 +93,7 @@ class _FromTensor(_Indexed):
         self._x, self._draw = x, data.draw if isinstance(data, Splits) else None
 
     def _take(self, index: Tensor) -> tuple[Any, ...]:
-        x = self._x[index.to(self._x.device)]
+        x = self._x.index_select(0, index.to(self._x.device))
         return (x if self._draw is None else self._draw(x),)
 
 
