@@ -284,16 +284,17 @@ def _compile(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
     # By all steps, those before a resume too: the second part is to be as the first.
     if not asked_for and num_steps < _FEW_STEPS:
         return
-    from ppl_vae.compiled import CompiledLoss
-    from ppl_vae.compiled.choice import prepared_loss
+    from ppl_vae.compiled import CompiledLoss, CompiledStep
+    from ppl_vae.compiled.choice import prepared_step
 
-    args, weight = loop.prepared.first, loop.schedule(loop.step)
-    trained = list(loop.optimizers.trained.values())
-    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, trained)
-    loss = prepared_loss(loss, args, loop.free_weight(weight), num_steps, asked_for=asked_for)
-    if loss is not None:
-        loop.compiled = loss
-        loop.optimizers.fuse()
+    args, weight = loop.prepared.first, loop.free_weight(loop.schedule(loop.step))
+    optimizers = loop.optimizers
+    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, list(optimizers.trained.values()))
+    step = CompiledStep(loss, list(optimizers.optimizers.values()), loop.clip_grad_norm)
+    loop.compiled = prepared_step(step, args, weight, num_steps, asked_for=asked_for)
+    if loop.compiled is not None:
+        if not step.is_whole:
+            optimizers.fuse()
         loop.check()
 
 

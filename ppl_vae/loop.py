@@ -3,6 +3,7 @@
 Shapes: B data of a minibatch.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,12 +33,10 @@ Line = dict[str, Any]
 
 
 class Compiled(Protocol):
-    """Loss and gradients without the programs; see `ppl_vae.compiled`."""
+    """Steps without the programs; see `ppl_vae.compiled`."""
 
     def of(self, args: tuple, weight: Weight) -> Callable[[], Tensor] | None:
-        """The loss of a batch, which leaves gradients in the parameters; none if it is not for such
-        a batch.
-        """
+        """The step on a batch, which gives the loss before it; none if it is not for the batch."""
         ...
 
 
@@ -58,7 +57,7 @@ class Loop:
     Attributes:
         step: How many steps are made.
         best: State of model and guide at the best validation.
-        compiled: Loss and gradients in place of the programs' own; none while they run themselves.
+        compiled: Steps in place of the programs' own; none while these run themselves.
             Whether all is finite is then looked at where somebody looks anyway, and not every step.
     """
 
@@ -84,7 +83,7 @@ class Loop:
         self.compiled: Compiled | None = None
         self._safe: dict[str, Any] | None = None
         self._sum: Tensor | None = None
-        self._seed, self._clip = seed, clip_grad_norm
+        self._seed, self.clip_grad_norm = seed, clip_grad_norm
         self._trained = list(optimizers.trained.values())
         self._seconds, self._started = 0.0, time.monotonic()
 
@@ -105,20 +104,21 @@ class Loop:
                 they were before this step.
         """
         args = self.prepared.batch()
-        looks = log or self.compiled is None
-        drawn = snapshot() if looks else {}
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
             self.estimator.set_step(self.step)
-        loss = self._gradients(args, weight)
-        if looks and not bool(torch.isfinite(loss + self._gradient_norm())):
-            if self.compiled is None:
-                raise self._failure(args, weight, drawn, loss)
-            self._go_back(self.step + 1)
-            return None
+        step = self.compiled and self.compiled.of(args, self.free_weight(weight))
+        if step is not None:
+            return self._advance_compiled(step, args, weight, log)
+        drawn = snapshot()
+        self.optimizers.zero_grad()
+        with weighted(weight):
+            loss = self._backward(args)
+        if not bool(torch.isfinite(loss + self._gradient_norm())):
+            raise self._failure(args, weight, drawn, loss)
         line = self._train_line(args, weight, loss, drawn) if log else None
-        if self._clip is not None:
-            clip(self._trained, self._clip)
+        if self.clip_grad_norm is not None:
+            clip(self._trained, self.clip_grad_norm)
         self.optimizers.step()
         self.step += 1
         return line
@@ -205,18 +205,21 @@ class Loop:
         assert self.best is not None
         return {**self.best, **self._about(), "progress": {"step": self.stopping.best_step}}
 
-    def _gradients(self, args: tuple, weight: Weight) -> Tensor:
-        """The loss; its gradients are left in the parameters."""
-        compiled = (
-            None if self.compiled is None else self.compiled.of(args, self.free_weight(weight))
-        )
-        if compiled is None:
-            self.optimizers.zero_grad()
-            with weighted(weight):
-                return self._backward(args)
-        loss = compiled()
+    def _advance_compiled(
+        self, step: Callable[[], Tensor], args: tuple, weight: Weight, log: bool
+    ) -> Line | None:
+        # Before the step, which moves the parameters.
+        line = self._train_line(args, weight, None, snapshot()) if log else None
+        loss = step()
         self._sum = loss if self._sum is None else self._sum + loss
-        return loss
+        if line is not None:
+            line["loss"] = loss.item() / self.prepared.num_data(args)
+            if not math.isfinite(line["loss"]):
+                self._go_back(self.step + 1)
+                return None
+        self.optimizers.stepped()
+        self.step += 1
+        return line
 
     def _go_back(self, step: int) -> None:
         """Makes the steps up to this one again, eagerly, from where all was finite."""
@@ -259,11 +262,12 @@ class Loop:
         gradients = [p.grad for p in self._trained if p.grad is not None]
         return torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
 
-    def _train_line(self, args: tuple, weight: Weight, loss: Tensor, drawn: dict) -> Line:
+    def _train_line(self, args: tuple, weight: Weight, loss: Tensor | None, drawn: dict) -> Line:
+        """The line; its loss is to be filled in where it is not known yet."""
         num_data = self.prepared.num_data(args)
         line = {
             **self._head("train"),
-            "loss": loss.item() / num_data,
+            "loss": math.nan if loss is None else loss.item() / num_data,
             "weight": _plain(weight),
             "learning_rate": self.optimizers.learning_rates,
         }

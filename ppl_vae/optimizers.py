@@ -124,6 +124,13 @@ class Optimizers:
         """One step of each optimizer, and of each schedule that goes by steps."""
         for optimizer in self.optimizers.values():
             optimizer.step()
+        self.stepped()
+
+    def stepped(self) -> None:
+        """One step of each schedule that goes by steps, somebody else having made the step."""
+        for optimizer in self.optimizers.values():
+            # What torch's schedules look at, to warn of one that begins before its optimizer.
+            optimizer._opt_called = True  # type: ignore[attr-defined]
         for schedule in self.schedules.values():
             if not isinstance(schedule, ReduceLROnPlateau):
                 schedule.step()

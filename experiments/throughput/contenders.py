@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from ppl_vae.compiled import CompiledLoss
+from ppl_vae.compiled import CompiledLoss, CompiledStep
 from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.guides import BottomUpGuide, MeanFieldGuide
 from ppl_vae.loop import Loop
@@ -88,9 +88,9 @@ def ours(task: Task, *, compile: bool) -> Steps:
         )  # fmt: skip
         if compile:
             trained = list(optimizers.trained.values())
-            loop.compiled = CompiledLoss(model, guide, estimator, trained)
+            loss = CompiledLoss(model, guide, estimator, trained)
+            loop.compiled = CompiledStep(loss, list(optimizers.optimizers.values()))
             loop.compiled.prepare(prepared.first, 1.0)
-            optimizers.fuse()
 
     def run(num: int) -> None:
         with _own_store(state):

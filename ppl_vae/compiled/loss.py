@@ -15,8 +15,6 @@ from ppl_vae.randomness import fork
 
 __all__ = ["CompiledLoss"]
 
-_MAX_GRAPHS = 8
-
 
 class CompiledLoss:
     """The loss of a pair under an estimator, a graph for each shape of batch.
@@ -32,6 +30,9 @@ class CompiledLoss:
         lowered: Compile the graphs; else they are interpreted, operation by operation.
     """
 
+    #: How many graphs are made before shapes of batches are left to the programs.
+    max_graphs = 8
+
     def __init__(
         self,
         model: Callable,
@@ -42,7 +43,7 @@ class CompiledLoss:
         lowered: bool = True,
     ) -> None:
         self._pair = model, guide, estimator
-        self._parameters, self._lowered = list(parameters), lowered
+        self.parameters, self._lowered = list(parameters), lowered
         self._made: dict[Hashable, tuple[TracedLoss, Callable]] = {}
 
     def trace(self, args: Sequence[Any], weight: Weight = 1.0) -> TracedLoss:
@@ -51,7 +52,7 @@ class CompiledLoss:
         Raises:
             TraceError: The pair cannot be traced.
         """
-        return trace_loss(*self._pair, self._parameters, args, weight)
+        return trace_loss(*self._pair, self.parameters, args, weight)
 
     def prepare(
         self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None
@@ -66,14 +67,14 @@ class CompiledLoss:
         function: Callable = traced.graph
         if self._lowered:
             with fork():
-                function = lower(traced.graph, _inputs(traced, args, weight))
-        self._made[_key(args, weight)] = traced, function
+                function = lower(traced.graph, self.inputs(traced, args, weight))
+        self._made[self.key(args, weight)] = traced, function
 
     def of(self, args: Sequence[Any], weight: Weight = 1.0) -> Callable[[], Tensor] | None:
         """The loss of a batch, to be called; none if there are too many graphs for another."""
-        key = _key(args, weight)
+        key = self.key(args, weight)
         if key not in self._made:
-            if len(self._made) == _MAX_GRAPHS:
+            if len(self._made) == self.max_graphs:
                 return None
             self.prepare(args, weight)
         return partial(self._call, *self._made[key], args, weight)
@@ -82,31 +83,34 @@ class CompiledLoss:
         """The loss, `[]`, without a gradient; those of the parameters are left in `grad`."""
         loss = self.of(args, weight)
         if loss is None:
-            raise ValueError(f"there are {_MAX_GRAPHS} graphs already, each for one shape of batch")
+            raise ValueError(
+                f"there are {self.max_graphs} graphs already, each for one shape of batch"
+            )
         return loss()
 
     def _call(
         self, traced: TracedLoss, function: Callable, args: Sequence[Any], weight: Weight
     ) -> Tensor:
         with torch.no_grad():
-            loss, *gradients = function(*_inputs(traced, args, weight))
-        for parameter in self._parameters:
+            loss, *gradients = function(*self.inputs(traced, args, weight))
+        for parameter in self.parameters:
             parameter.grad = None
         for parameter, gradient in zip(traced.reached, gradients, strict=True):
             parameter.grad = gradient
         return loss
 
+    @staticmethod
+    def inputs(traced: TracedLoss, args: Sequence[Any], weight: Weight) -> list[Tensor]:
+        """What a graph takes, for a batch."""
+        batch = [value for value in args if isinstance(value, Tensor)]
+        held = [value.detach() for value in traced.held]
+        return traced.inputs([*held, *batch, *tensors_of(weight)])
 
-def _inputs(traced: TracedLoss, args: Sequence[Any], weight: Weight) -> list[Tensor]:
-    batch = [value for value in args if isinstance(value, Tensor)]
-    held = [value.detach() for value in traced.held]
-    return traced.inputs([*held, *batch, *tensors_of(weight)])
-
-
-def _key(args: Sequence[Any], weight: Weight) -> Hashable:
-    """What a graph is for."""
-    free = bool(tensors_of(weight))
-    return (tuple(_kind(value) for value in args), None if free else repr(weight))
+    @staticmethod
+    def key(args: Sequence[Any], weight: Weight) -> Hashable:
+        """What a graph is for."""
+        free = bool(tensors_of(weight))
+        return (tuple(_kind(value) for value in args), None if free else repr(weight))
 
 
 def _kind(value: Any) -> Hashable:

@@ -56,6 +56,11 @@ class TracedLoss(Traced):
     held: tuple[Tensor, ...]
     reached: tuple[Tensor, ...]
 
+    @property
+    def num_inputs(self) -> int:
+        """How many arguments the graph takes."""
+        return sum(node.op == "placeholder" for node in self.graph.graph.nodes)
+
 
 def trace_loss(
     model: Callable,

@@ -1,0 +1,156 @@
+"""A whole training step as one compiled graph: loss, gradients, clipping, and the optimizers'."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ppl_vae.compiled.loss import CompiledLoss
+from ppl_vae.compiled.lowering import lower
+from ppl_vae.compiled.tracing import Traced, TracedLoss, trace_function
+from ppl_vae.compiled.updates import Update, update_of
+from ppl_vae.handlers import Weight
+from ppl_vae.optimizers import clip
+from ppl_vae.randomness import fork
+
+__all__ = ["CompiledStep"]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step for one shape of batch: what is run, and what it takes."""
+
+    traced: TracedLoss
+    function: Callable
+    parts: list[tuple[Update, list[Tensor]]]
+
+
+class CompiledStep:
+    """Steps of a training.
+
+    Adam, AdamW and SGD in their common forms are part of the graph, which then holds no gradient
+    longer than it needs it. Others make their steps themselves, with the graph's gradients.
+
+    Args:
+        loss: Loss and gradients, not compiled yet.
+        optimizers: What moves the parameters.
+        max_norm: The largest norm of all gradients, or none.
+        lowered: Compile the graphs; else they are interpreted, operation by operation.
+    """
+
+    def __init__(
+        self,
+        loss: CompiledLoss,
+        optimizers: Sequence[Optimizer],
+        max_norm: float | None = None,
+        *,
+        lowered: bool = True,
+    ) -> None:
+        self.loss = loss
+        self._optimizers, self._max_norm, self._lowered = optimizers, max_norm, lowered
+        found = [update_of(o, group) for o in optimizers for group in o.param_groups]
+        self._updates = [update for update in found if update is not None]
+        #: Whether the optimizers' steps are part of the graph.
+        self.is_whole = len(self._updates) == len(found)
+        self._made: dict[Hashable, _Made] = {}
+
+    def prepare(
+        self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None
+    ) -> None:
+        """Compiles for batches like this one; draws nothing, and moves nothing.
+
+        Raises:
+            TraceError: The pair cannot be traced.
+            CompileError: The graph cannot be compiled.
+        """
+        traced = self.loss.trace(args, weight) if traced is None else traced
+        if not self.is_whole:
+            self.loss.prepare(args, weight, traced)
+            return
+        reached = {id(parameter) for parameter in traced.reached}
+        parts = [
+            (update, [p for p in update.parameters if id(p) in reached]) for update in self._updates
+        ]
+        made = _Made(traced, lambda: None, parts)
+        with fork():
+            inputs = _inputs(made, self.loss.inputs(traced, args, weight), _blank(parts))
+            step = trace_function(partial(_step, made, self._max_norm), inputs)
+            function = lower(step.graph, step.inputs(inputs)) if self._lowered else step.graph
+        self._made[self.loss.key(args, weight)] = _Made(traced, _with(step, function), parts)
+
+    def of(self, args: Sequence[Any], weight: Weight = 1.0) -> Callable[[], Tensor] | None:
+        """The step on a batch, to be made; none if there are too many graphs for another.
+
+        It gives the loss before the step, `[]`.
+        """
+        if not self.is_whole:
+            loss = self.loss.of(args, weight)
+            return None if loss is None else partial(self._outside, loss)
+        key = self.loss.key(args, weight)
+        if key not in self._made:
+            if len(self._made) == self.loss.max_graphs:
+                return None
+            self.prepare(args, weight)
+        return partial(self._inside, self._made[key], args, weight)
+
+    def _inside(self, made: _Made, args: Sequence[Any], weight: Weight) -> Tensor:
+        numbers = [
+            torch.tensor(update.numbers(members), dtype=members[0].dtype, device=members[0].device)
+            for update, members in made.parts
+            if members
+        ]
+        with torch.no_grad():
+            inputs = _inputs(made, self.loss.inputs(made.traced, args, weight), numbers)
+            return made.function(*inputs)[0]
+
+    def _outside(self, loss: Callable[[], Tensor]) -> Tensor:
+        value = loss()
+        if self._max_norm is not None:
+            clip(self.loss.parameters, self._max_norm)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return value
+
+
+def _step(made: _Made, max_norm: float | None, *values: Tensor) -> tuple[Tensor]:
+    """The graph's function: moves what it is given, and gives the loss."""
+    rest = iter(values)
+    inputs = [next(rest) for _ in range(made.traced.num_inputs)]
+    loss, *gradients = made.traced.graph(*inputs)
+    if max_norm is not None:
+        norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradients = [gradient * factor for gradient in gradients]
+    own = {id(old): new for old, new in zip(made.traced.held, inputs, strict=False)}
+    found = {id(p): g for p, g in zip(made.traced.reached, gradients, strict=True)}
+    states = [
+        [[next(rest) for _ in kept] for kept in update.state(members)]
+        for update, members in made.parts
+    ]
+    for (update, members), kept in zip(made.parts, states, strict=True):
+        if members:
+            numbers = next(rest)
+            for parameter, state in zip(members, kept, strict=True):
+                update.apply(own[id(parameter)], found[id(parameter)], state, numbers)
+    return (loss,)
+
+
+def _inputs(made: _Made, loss: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
+    states = [
+        value for update, members in made.parts for kept in update.state(members) for value in kept
+    ]
+    return [*loss, *states, *numbers]
+
+
+def _blank(parts: list[tuple[Update, list[Tensor]]]) -> list[Tensor]:
+    """Numbers of no step, of the right shape."""
+    return [members[0].new_zeros(update.num_numbers) for update, members in parts if members]
+
+
+def _with(step: Traced, function: Callable) -> Callable:
+    """The function, given what the graph takes besides."""
+    return lambda *values: function(*step.inputs(values))
