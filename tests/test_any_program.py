@@ -3,6 +3,7 @@
 Shapes: B data.
 """
 
+import inspect
 from functools import partial
 
 import pyro
@@ -18,7 +19,6 @@ import ppl_vae
 from ppl_vae import estimators as e
 from ppl_vae import families, guides
 from ppl_vae.estimators import Trace_ELBO
-from ppl_vae.guides.amortized import _num_extra
 from ppl_vae.testing import check_guide
 
 HERE = {"hidden": (8,), "activation": "tanh"}
@@ -156,18 +156,59 @@ def test_an_encoder_sees_what_it_asks_for():
 @pytest.mark.parametrize(
     "forward, expected",
     [
-        (lambda x: 0, 0),
-        (lambda x, label: 0, 1),
-        (lambda x, y=None: 0, 1),
-        (lambda x, hidden=False: 0, 0),
-        (lambda x, y, hidden=False: 0, 1),
-        (lambda *xs: 0, 0),
+        (lambda x: (), ()),
+        (lambda x, label: (label,), ("y",)),
+        (lambda x, y=None: (y,), ("y",)),
+        (lambda x, *, y=None: (y,), ("y",)),
+        (lambda x, hidden=False: (hidden,), (False,)),
+        (lambda x, y, hidden=False: (y, hidden), ("y", False)),
+        (lambda x, w, y: (w, y), ("w", "y")),
+        (lambda x, w=None: (w,), ("w",)),
+        (lambda *xs: xs[1:], ()),
     ],
 )
-def test_an_encoders_own_options_are_left_alone(forward, expected):
-    network = nn.Identity()
-    network.forward = forward
-    assert _num_extra(network, labelled) == expected
+@pytest.mark.parametrize("named", [(), ("w",), ("y", "w")])
+def test_an_encoder_sees_the_same_by_place_and_by_keyword(forward, expected, named):
+    def model(x, y=None, w=None):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    network, seen = nn.Identity(), []
+
+    def look(*args, **kwargs):
+        seen[:] = forward(*args, **kwargs)
+        return args[0]
+
+    look.__signature__ = inspect.signature(forward)
+    network.forward = look
+    x, other = torch.randn(4, 3), {"y": torch.randn(4), "w": torch.randn(4)}
+    args = tuple(value for name, value in other.items() if name not in named)
+    kwargs = {name: other[name] for name in named}
+    guide = guides.MeanFieldGuide(model, encoder=network)
+    guide.setup(x, *args, **kwargs)
+    guide(x, *args, **kwargs)
+    wanted = tuple(other.get(e, e) for e in expected)
+    assert len(seen) == len(wanted)
+    assert all(one is two for one, two in zip(seen, wanted, strict=True))
+
+
+def test_an_encoder_sees_the_labels_of_the_subsample():
+    def model(x, y):
+        with pyro.plate("data", len(x), subsample_size=4, dim=-1) as index:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + y[index].unsqueeze(-1), 0.5).to_event(1), obs=x[index])
+
+    x, y, seen, network = torch.randn(10, 2), torch.randn(10), [], Both()
+    guide = guides.MeanFieldGuide(model, encoder=network)
+    guide.setup(x, y)
+    network.register_forward_hook(
+        lambda _, args, kwargs, out: seen.append((*args, *kwargs.values())), with_kwargs=True
+    )
+    for call in (lambda: guide(x, y), lambda: guide(x, y=y)):
+        index = poutine.trace(call).get_trace().nodes["data"]["value"]
+        rows, labels = seen.pop()
+        assert len(index) == 4
+        assert torch.equal(rows, x[index]) and torch.equal(labels, y[index])
 
 
 def test_missing_pixels_are_left_out():

@@ -3,7 +3,6 @@
 Shapes: B data, F features, `*plates` the plates around a site, `*event` its event.
 """
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ppl_vae.checks import check_hidden
 from ppl_vae.guides.base import Guide
 from ppl_vae.guides.plates import inside, open_plates
+from ppl_vae.guides.shown import parameters_of, shown_to
 from ppl_vae.guides.sites import LatentSite, find_data_plate, find_latent_sites, trace_model
 from ppl_vae.models.nn import Activation, DenseEncoder
 from ppl_vae.randomness import fork
@@ -70,7 +70,9 @@ class AmortizedGuide(Guide):
         activation: Of the dense encoder, by its name in `torch.nn.functional`.
         encoder: In place of the dense encoder: a network `[B, *data_shape] -> [B, F]`, or a class
             that makes one of `data_shape`. One whose `forward` takes more than x is given what the
-            model takes behind x, labels or a mask; what has a default, if it has the model's name.
+            model takes besides x, labels or a mask, by the model's names; what has another name, by
+            its place, unless it has a default. Whether a call gives them by place or by keyword is
+            the same.
 
     Raises:
         ValueError: The model has no latent site, no plate over the data, or a site that the guide
@@ -110,9 +112,8 @@ class AmortizedGuide(Guide):
         # In evaluation mode: one datum has no batch statistics, and none are to be kept of it.
         was_training = encoder.training
         with fork(), torch.no_grad(), poutine.block():
-            features = encoder.eval()(
-                like[:1], *_one_of_each(args, _num_extra(encoder, self.model))
-            )
+            encoder.eval()
+            features = shown_to(encoder, self.model, (like, *args), kwargs).run(_first_row)
         encoder.train(was_training)
         if features.dim() != 2 or features.shape[0] != 1:
             raise ValueError(
@@ -153,8 +154,8 @@ class AmortizedGuide(Guide):
 
         Args:
             x: Data, `[B, *data_shape]`.
-            *args: What else the model takes; given to an encoder that takes as much.
-            **kwargs: What else the model takes.
+            *args: What else the model takes; given to an encoder that asks for it.
+            **kwargs: Likewise.
 
         Raises:
             RuntimeError: The networks are not made yet.
@@ -165,13 +166,13 @@ class AmortizedGuide(Guide):
                 "them from. Call guide.setup(x) with a batch first (fit does)"
             )
         plates = self._open_plates(x)
-        encoder = self.encoder
-        seen = (x, *args[: _num_extra(encoder, self.model)])
+        shown, row = shown_to(self.encoder, self.model, (x, *args), kwargs), None
         if self.data_plate.name in plates:
             with plates[self.data_plate.name] as index:
                 if len(index) != len(x):
-                    seen = tuple(v[index] if _is_per_datum(v, x) else v for v in seen)
-        return Encoded(encoder(*seen), plates, (x, *args), kwargs)
+                    row = index
+        features = shown.run(lambda v: v if row is None or not _is_per_datum(v, x) else v[row])
+        return Encoded(features, plates, (x, *args), kwargs)
 
     def draw(self, encoded: Encoded, adjust: Adjust | None = None) -> dict[str, Tensor]:
         """The second half of a run: the sites.
@@ -253,30 +254,8 @@ class _Free(nn.Module):
         return self.head(features.new_ones(1, 1))
 
 
-def _num_extra(encoder: nn.Module, model: Callable) -> int:
-    """How many of the model's arguments behind x the encoder wants to see.
-
-    Those that it cannot do without; and those with a default that bear the model's own name.
-    """
-    names = [p.name for p in _positional(model)]
-    wanted = 0
-    for position, parameter in list(enumerate(_positional(encoder)))[1:]:
-        same_name = position < len(names) and parameter.name == names[position]
-        if parameter.default is not parameter.empty and not same_name:
-            break
-        wanted = position
-    return wanted
-
-
-def _positional(program: Callable) -> list[inspect.Parameter]:
-    forward = program.forward if isinstance(program, nn.Module) else program
-    parameters = inspect.signature(forward).parameters.values()
-    return [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-
-
-def _one_of_each(args: tuple, count: int) -> tuple:
-    """The first row of so many arguments."""
-    return tuple(v[:1] if isinstance(v, Tensor) and v.dim() else v for v in args[:count])
+def _first_row(value: Any) -> Any:
+    return value[:1] if isinstance(value, Tensor) and value.dim() else value
 
 
 def _is_per_datum(value: Any, x: Tensor) -> bool:
@@ -285,10 +264,9 @@ def _is_per_datum(value: Any, x: Tensor) -> bool:
 
 def _takes_only_data(model: Callable) -> bool:
     """Whether the program can be run on x alone."""
-    forward = model.forward if isinstance(model, nn.Module) else model
     required = [
         p
-        for p in inspect.signature(forward).parameters.values()
+        for p in parameters_of(model)
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     return len(required) == 1
