@@ -5,7 +5,7 @@ Shapes: B data, F features, `*plates` the plates around a site, `*event` its eve
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -47,11 +47,6 @@ class Encoded:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     kept: dict[str, Any] = field(default_factory=dict)
-
-    def detached(self) -> "Encoded":
-        """The same, its features constants, and what was made of them."""
-        kept = {name: value.detach() for name, value in self.kept.items()}
-        return replace(self, features=self.features.detach(), kept=kept)
 
 
 class AmortizedGuide(Guide):
