@@ -39,6 +39,7 @@ class Encoded:
         plates: The guide's, by name.
         args: What the guide was called with.
         kwargs: Likewise.
+        rows: Which data are encoded, where the model subsamples; else all are.
         kept: What was made of the features alone, by site: once, however often it is drawn.
     """
 
@@ -46,6 +47,7 @@ class Encoded:
     plates: dict[str, pyro.plate]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    rows: Tensor | None = None
     kept: dict[str, Any] = field(default_factory=dict)
 
 
@@ -98,7 +100,7 @@ class AmortizedGuide(Guide):
             return
         trace = trace_model(self.model, x, *args, **kwargs)
         sites = self._arrange(find_latent_sites(trace))
-        plate = find_data_plate(trace, len(x))
+        self.data_plate = find_data_plate(trace, len(x))
         for site in sites:
             self._check_site(site)
         encoder = self._make_encoder(x.shape[1:])
@@ -115,7 +117,6 @@ class AmortizedGuide(Guide):
                 f"{type(self).__name__}: the encoder turns {list(like[:1].shape)} into "
                 f"{list(features.shape)}; accepted is [1, F]"
             )
-        self.data_plate = plate
         self.encoder = encoder
         self.heads = nn.ModuleDict(
             {
@@ -161,13 +162,14 @@ class AmortizedGuide(Guide):
                 "them from. Call guide.setup(x) with a batch first (fit does)"
             )
         plates = self._open_plates(x)
-        shown, row = shown_to(self.encoder, self.model, (x, *args), kwargs), None
+        shown = shown_to(self.encoder, self.model, (x, *args), kwargs)
+        rows = None
         if self.data_plate.name in plates:
             with plates[self.data_plate.name] as index:
                 if len(index) != len(x):
-                    row = index
-        features = shown.run(lambda v: v if row is None or not _is_per_datum(v, x) else v[row])
-        return Encoded(features, plates, (x, *args), kwargs)
+                    rows = index
+        features = shown.run(lambda v: v if rows is None or not _is_per_datum(v, x) else v[rows])
+        return Encoded(features, plates, (x, *args), kwargs, rows)
 
     def draw(self, encoded: Encoded, adjust: Adjust | None = None) -> dict[str, Tensor]:
         """The second half of a run: the sites.

@@ -95,15 +95,19 @@ class LadderGuide(AmortizedGuide):
             numbers[name] = heads[name](features)
             if adjust is not None:
                 numbers[name] = adjust(name, numbers[name])
-        merging = _Merge({n: self._aligned(v) for n, v in numbers.items()}, self._names)
+        chosen = {self.data_plate.name: encoded.rows} if encoded.plates else {}
+        merging = _Merge({n: self._aligned(v) for n, v in numbers.items()}, self._names, chosen)
         # Nothing below the last latent site is wanted, the decoder least of all.
         with suppress(_Drawn), merging:
             self.model(*encoded.args, **encoded.kwargs)
         return merging.values
 
     def _open_plates(self, x: Tensor) -> dict[str, pyro.plate]:
-        # The model opens its own.
-        return {}
+        # The model opens its own. Where it would choose among the data, the guide chooses before
+        # it, for the encoder to see the same.
+        frame = self.data_plate
+        chooses = len(x) == frame.full_size != frame.size
+        return super()._open_plates(x) if chooses else {}
 
     def _arrange(self, sites: list[LatentSite]) -> list[LatentSite]:
         self._names[:] = [site.name for site in sites]
@@ -113,13 +117,14 @@ class LadderGuide(AmortizedGuide):
         # The first is drawn from x alone.
         is_merged = site.name != self._names[0]
         fits = site.family == "Normal" if is_merged else is_real(site.support)
-        if not (fits and len(site.frames) == 1 and len(site.event_shape) <= 1):
+        is_alone = site.is_local(self.data_plate) and len(site.frames) == 1
+        if not (fits and is_alone and len(site.event_shape) <= 1):
             plates = [frame.name for frame in site.frames]
             raise ValueError(
                 f"LadderGuide: the model's site '{site.name}' is {site.family} with the event "
                 f"{list(site.event_shape)}, in the plates {plates or 'none'}; accepted are "
                 "independent normals, scalars or vectors, in the data plate alone. For others use "
-                "TopDownGuide"
+                f"{'TopDownGuide' if is_alone else 'MeanFieldGuide'}"
             )
 
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
@@ -142,14 +147,20 @@ class _Drawn(Exception):  # noqa: N818 (nothing went wrong)
 class _Merge(Messenger):
     """Gives each latent site of the model a normal of two sources, and hides all else."""
 
-    def __init__(self, numbers: dict[str, Tensor], names: Sequence[str]) -> None:
+    def __init__(
+        self, numbers: dict[str, Tensor], names: Sequence[str], chosen: dict[str, Any]
+    ) -> None:
         super().__init__()
+        self._chosen = chosen
         self.values: dict[str, Tensor] = {}
         self._numbers, self._first, self._last = numbers, names[0], names[-1]
 
     def _pyro_sample(self, msg: dict) -> None:
         name, fn = msg["name"], msg["fn"]
         if type(fn).__name__ == "_Subsample":
+            if name in self._chosen:
+                # Seen by the handlers outside of this one when the guide opened its own plate.
+                msg["value"], msg["done"], msg["stop"] = self._chosen[name], True, True
             return
         if name not in self._numbers or msg["is_observed"]:
             msg["stop"] = True

@@ -62,7 +62,7 @@ class StructuredGuide(FamilyGuide):
 
     def _check_site(self, site: LatentSite) -> None:
         super()._check_site(site)
-        if len(site.frames) != 1:
+        if not site.is_local(self.data_plate) or len(site.frames) != 1:
             where = [frame.name for frame in site.frames]
             raise ValueError(
                 f"{type(self).__name__} draws sites that lie in the data plate and in no other, "
