@@ -47,6 +47,11 @@ class GuideWrapper(Guide):
         """That of the guide inside."""
         return self.base.encoder  # type: ignore[return-value]
 
+    @property
+    def is_refined(self) -> bool:
+        """Whether q is made by climbing the ELBO, here or further inside."""
+        return getattr(self.base, "is_refined", False)
+
     def running(self) -> AbstractContextManager:
         """Around the halves of the other's run, `encode` and `draw`, as around a whole one."""
         return self.base._pyro_context
