@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import unwrap
 
 __all__ = [
     "check_seed",
     "fork",
     "looking",
+    "on_copies",
     "restore",
     "seed_all",
     "snapshot",
@@ -106,6 +108,24 @@ def looking(*programs: Any) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
+
+
+@contextmanager
+def on_copies(*programs: Any) -> Iterator[None]:
+    """Runs of programs whose gradients are wanted, and that are to move no buffer.
+
+    They move copies; to write old values back, as `looking` does, would spoil the graph of a run.
+    """
+    programs = tuple(unwrap(program) for program in programs)
+    modules = [m for p in programs if isinstance(p, torch.nn.Module) for m in p.modules()]
+    kept = [(module, dict(module._buffers)) for module in modules if module._buffers]
+    for module, buffers in kept:
+        module._buffers.update({n: b.clone() for n, b in buffers.items() if b is not None})
+    try:
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
 
 
 def validation(on: bool) -> AbstractContextManager:

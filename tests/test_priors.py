@@ -223,3 +223,45 @@ def test_a_run_with_a_vamp_prior_is_loaded_with_it(tmp_path):
     torch.testing.assert_close(found, expected)
     twin = instantiate(describe(model))
     assert isinstance(twin, models.VampPrior) and twin.num_components == 4
+
+
+def normalized():
+    network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.BatchNorm1d(5))
+    model = VampPrior(VAE((4,), 2, (5,)), num_components=3)
+    return model, guides.MeanFieldGuide(model, encoder=network), network[1]
+
+
+def test_to_be_bound_changes_nothing():
+    model, guide, norm = normalized()
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    torch.manual_seed(1)
+    expected = torch.randn(3)
+    torch.manual_seed(1)
+    model.bind(guide)
+    assert torch.equal(torch.randn(3), expected)
+    assert norm.num_batches_tracked == 0
+    assert all(torch.equal(value, before[name]) for name, value in guide.state_dict().items())
+
+
+@pytest.mark.parametrize("elbo", [e.Trace_ELBO, e.TraceSTL_ELBO, e.TraceIWAE_ELBO])
+def test_running_statistics_are_the_datas(elbo):
+    elbo = elbo(num_particles=2, max_plate_nesting=1)
+    model, guide, norm = normalized()
+    model.bind(guide)
+    x = torch.rand(6, 4)
+    seen = guide.encoder[0](x)
+    elbo.loss_and_grads(model, guide, x)
+    # One step of the average that batch normalization keeps: 0.9 of the old, 0.1 of the new.
+    torch.testing.assert_close(norm.running_mean, 0.1 * seen.mean(0))
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * seen.var(0))
+    assert norm.num_batches_tracked == 1
+    assert (model.pseudo_numbers.grad != 0).any()
+
+
+def test_a_refined_guide_is_refused_however_it_is_wrapped():
+    model = VampPrior(VAE((4,), 2, (5,)), num_components=3)
+    refined = guides.SemiAmortizedGuide(model, 2)
+    for guide in (refined, guides.FrozenGuide(refined, ["base.encoder"])):
+        with pytest.raises(ValueError, match=f"{type(guide).__name__} makes q by climbing the EL"):
+            model.bind(guide)
+    assert not guides.FrozenGuide(guides.MeanFieldGuide(model, (5,))).is_refined

@@ -3,6 +3,7 @@
 Shapes: C components, B data, `*event` an event of the topmost site.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from ppl_vae.checks import check_dim
 from ppl_vae.handlers import borrowed_parameters
 from ppl_vae.models.base import Model
 from ppl_vae.models.vae import VAE
+from ppl_vae.randomness import looking, on_copies
 
 __all__ = ["VampPrior"]
 
@@ -112,6 +114,8 @@ class VampPrior(Model):
             with torch.no_grad(), poutine.block(), borrowed_parameters():
                 if hasattr(guide, "setup"):
                     guide.setup(self.pseudo_inputs)
+            # Not around `setup`, which draws the first weights of networks.
+            with looking(guide, self), torch.no_grad(), poutine.block(), borrowed_parameters():
                 finder = _FirstSite(None)
                 with finder:
                     self.base(self.pseudo_inputs[:1])
@@ -144,8 +148,9 @@ class VampPrior(Model):
         name = self._site
         guide, self._is_open = self._guide[0], True
         try:
-            # Out of reach of what is around the model: its replay, its particles, its trace.
-            with poutine.block(), borrowed_parameters():
+            # Out of reach of what is around the model: its replay, its particles, its trace. And
+            # running statistics of batch normalization are the data's.
+            with on_copies(guide, self), poutine.block(), borrowed_parameters():
                 trace = poutine.trace(guide).get_trace(u)
         finally:
             self._is_open = False
@@ -217,7 +222,7 @@ class _Posteriors(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         count = self.components.batch_shape[-1]
         value = value.unsqueeze(-1 - len(self.event_shape))
-        found = self.components.log_prob(value).logsumexp(-1) - torch.tensor(float(count)).log()
+        found = self.components.log_prob(value).logsumexp(-1) - math.log(count)
         return found.expand(torch.broadcast_shapes(found.shape, self.batch_shape))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
