@@ -63,7 +63,6 @@ class SemiAmortizedGuide(GuideWrapper):
     """
 
     base: AmortizedGuide
-    is_refined = True
 
     def __init__(
         self,
@@ -88,6 +87,11 @@ class SemiAmortizedGuide(GuideWrapper):
         self._check_sites()
         self.num_steps, self.step_size, self.momentum = num_steps, step_size, momentum
         self.clip, self.num_particles, self.second_order = clip, num_particles, second_order
+
+    @property
+    def is_refined(self) -> bool:
+        """It is."""
+        return True
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The program; see `AmortizedGuide.forward`."""
