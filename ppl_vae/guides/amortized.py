@@ -17,7 +17,13 @@ from ppl_vae.checks import check_hidden
 from ppl_vae.guides.base import Guide
 from ppl_vae.guides.plates import inside, open_plates
 from ppl_vae.guides.shown import parameters_of, shown_to
-from ppl_vae.guides.sites import LatentSite, find_data_plate, find_latent_sites, trace_model
+from ppl_vae.guides.sites import (
+    LatentSite,
+    check_supports,
+    find_data_plate,
+    find_latent_sites,
+    trace_model,
+)
 from ppl_vae.models.nn import Activation, DenseEncoder
 from ppl_vae.randomness import fork
 
@@ -61,6 +67,10 @@ class AmortizedGuide(Guide):
     else by `setup(x)`. They are made on the device and in the floating type of the model's
     parameters or, if it has none, of `x`.
 
+    Sites and their supports are those of the model's run at that moment: one whose bounds move with
+    parameters, with the data, or with other sites is not followed, and is refused where a gradient
+    or a difference between data shows it.
+
     Args:
         model: The model, any Pyro program with a plate over the data.
         hidden: Widths of the dense encoder's layers.
@@ -73,7 +83,7 @@ class AmortizedGuide(Guide):
 
     Raises:
         ValueError: The model has no latent site, no plate over the data, or a site that the guide
-            cannot represent.
+            cannot represent, or whose support moves.
     """
 
     def __init__(
@@ -100,6 +110,7 @@ class AmortizedGuide(Guide):
             return
         trace = trace_model(self.model, x, *args, **kwargs)
         sites = self._arrange(find_latent_sites(trace))
+        check_supports(sites, self.model, x, *args, **kwargs)
         self.data_plate = find_data_plate(trace, len(x))
         for site in sites:
             self._check_site(site)

@@ -17,6 +17,7 @@ from torch.distributions.transforms import ReshapeTransform
 
 from ppl_vae.families import Family, Member
 from ppl_vae.guides.sites import LatentSite
+from ppl_vae.guides.supports import Support
 
 __all__ = ["Coding", "coding_of", "is_real"]
 
@@ -88,12 +89,16 @@ class _Continuous(Coding):
 
     def __init__(self, site: LatentSite, family: Family) -> None:
         super().__init__()
-        self._bijection = biject_to(site.support)
+        self.support = Support(site.support)
         self._event = self._bijection.inverse_shape(site.event_shape)
         self._is_real = is_real(site.support)
         self.dim = math.prod(self._event)
         self.member: Member = family.make(self.dim)
         self.size = self.member.size
+
+    @property
+    def _bijection(self) -> Any:
+        return biject_to(self.support())
 
     def forward(self, values: Tensor) -> Any:
         fn = self.member(values)

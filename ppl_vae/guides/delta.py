@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ppl_vae.guides.amortized import AmortizedGuide
 from ppl_vae.guides.sites import LatentSite
+from ppl_vae.guides.supports import Support
 
 __all__ = ["DeltaGuide"]
 
@@ -49,10 +50,14 @@ class DeltaGuide(AmortizedGuide):
 
     def _make_head(self, site: LatentSite, num_features: int) -> nn.Module:
         size = math.prod(self._cells(site)) * math.prod(_event(site))
-        return nn.Linear(num_features, size)
+        head = nn.Linear(num_features, size)
+        head.support = Support(site.support)
+        return head
 
     def _sample(self, site: LatentSite, parameters: Tensor) -> Tensor:
-        value = biject_to(site.support)(self._spread(parameters, site, _event(site)))
+        head = self.heads[site.name]
+        support = getattr(head, "head", head).support()
+        value = biject_to(support)(self._spread(parameters, site, _event(site)))
         point = dist.Delta(value, event_dim=len(site.event_shape))
         return pyro.sample(site.name, point)  # type: ignore[return-value]
 

@@ -14,9 +14,10 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from ppl_vae.guides.supports import bounds_of, check_constant, fixed_support
 from ppl_vae.randomness import untouched
 
-__all__ = ["LatentSite", "find_data_plate", "find_latent_sites"]
+__all__ = ["LatentSite", "check_supports", "find_data_plate", "find_latent_sites"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def find_latent_sites(trace: poutine.Trace) -> list[LatentSite]:
     """The latent sites of a model's trace, in the order in which the model samples them.
 
     Raises:
-        ValueError: The model samples nothing, or inside a sequential plate.
+        ValueError: The model samples nothing, or inside a sequential plate, or on a support whose
+            bounds differ within a plate.
     """
     sites = []
     for name, site in trace.nodes.items():
@@ -84,7 +86,7 @@ def find_latent_sites(trace: poutine.Trace) -> list[LatentSite]:
             LatentSite(
                 name=name,
                 event_shape=fn.event_shape,
-                support=fn.support,
+                support=fixed_support(name, fn),
                 frames=tuple(sorted(frames, key=lambda frame: frame.dim)),
                 is_discrete=bool(fn.support.is_discrete),
                 family=_family(fn),
@@ -96,6 +98,23 @@ def find_latent_sites(trace: poutine.Trace) -> list[LatentSite]:
             "a guide needs at least one site to sample"
         )
     return sites
+
+
+def check_supports(
+    sites: list[LatentSite], model: Callable, x: Tensor, *args: Any, **kwargs: Any
+) -> None:
+    """Where a support has bounds, one more run of the model, to see whether they have gradients.
+
+    Raises:
+        ValueError: They have.
+    """
+    if not any(bounds_of(site.support) for site in sites):
+        return
+    with untouched(), torch.enable_grad(), poutine.block():
+        # No leaf, or the model could not write into it.
+        x = x.detach().requires_grad_().clone() if x.is_floating_point() else x
+        trace = poutine.trace(model).get_trace(x, *args, **kwargs)
+        check_constant(prune_subsample_sites(trace))
 
 
 def find_data_plate(trace: poutine.Trace, num_data: int) -> CondIndepStackFrame:
