@@ -36,7 +36,8 @@ class LadderGuide(AmortizedGuide):
 
     It **reads the model's parameters**: gradients of log q reach them, and path derivatives (STL,
     DReG) stop them there, term by term. Reparameterized; a density at given samples costs no more
-    than a draw.
+    than a draw. Networks of the model above its last latent site run in the guide and again in the
+    model: those with batch normalization move their running statistics more than once a step.
 
     Args:
         model: The model: a Pyro program whose latent sites are independent normals; the first may

@@ -35,7 +35,8 @@ class SemiAmortizedGuide(GuideWrapper):
 
     It **reads the model's parameters**. The noise of the steps is a fixed stream, so q(z | x) is a
     function of the batch: path derivatives (STL, DReG) stop it term by term, and their second run,
-    of the density, refines once more.
+    of the density, refines once more. The model's networks run once for each particle of each step
+    besides their own run: those with batch normalization move their running statistics each time.
 
     Args:
         guide: The guide whose numbers are refined; or a model, for which `make` makes one.
