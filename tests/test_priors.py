@@ -6,6 +6,7 @@ Shapes: N data, C components, D dimensions.
 import math
 from functools import partial
 
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -265,3 +266,40 @@ def test_a_refined_guide_is_refused_however_it_is_wrapped():
         with pytest.raises(ValueError, match=f"{type(guide).__name__} makes q by climbing the EL"):
             model.bind(guide)
     assert not guides.FrozenGuide(guides.MeanFieldGuide(model, (5,))).is_refined
+
+
+def test_a_learned_priors_numbers_begin_apart():
+    numbers = models.priors.Prior(families.FullRankNormal(), 60).numbers.detach()
+    assert len(numbers) == 1890 and len(numbers.unique()) == 1890
+    # Normals of standard deviation 0.1: the variance of so many has the error 2 / N.
+    assert abs(numbers.var() - 0.01) < 5 * 0.01 * math.sqrt(2 / 1890)
+
+
+def test_a_guide_with_its_plate_elsewhere_is_refused():
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    model = VampPrior(VAE((4,), 2, (5,)), num_components=6)
+    with pytest.raises(ValueError, match=r"a data plate at dim=-1, and guide has .* \[6, 1\]"):
+        model.bind(guide)
+
+
+def test_pseudo_inputs_keep_off_the_ends():
+    model = VampPrior(VAE((4,), 2, (5,)), num_components=7)
+    for end, expected in ((1.0, 0.95), (0.0, 0.05)):
+        found = model.start_from(torch.full((5, 4), end)).pseudo_inputs
+        torch.testing.assert_close(found, torch.full((7, 4), expected))
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+def test_its_slope_in_z_is_that_of_the_mixture(levels):
+    model, guide = vamp(levels)
+    z, site = torch.randn(5, 2, requires_grad=True), top(levels)
+    (found,) = torch.autograd.grad(prior_at(model, torch.randn(5, 4), site, z).sum(), z)
+    q = poutine.trace(guide).get_trace(model.pseudo_inputs).nodes[site]["fn"].base_dist
+    apart = (z.unsqueeze(1) - q.loc) / q.scale
+    parts = -0.5 * (apart**2).sum(-1) - q.scale.log().sum(-1)
+    # d log sum_c p_c = sum_c w_c d log p_c, with the posterior weights of the components.
+    expected = (parts.softmax(-1).unsqueeze(-1) * -apart / q.scale).sum(1)
+    torch.testing.assert_close(found, expected.detach())
