@@ -66,6 +66,48 @@ def test_any_support_is_guided(program, name):
     check_guide(GUIDES[name](model), model, torch.randn(8, 1))
 
 
+def positive(event):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            rate = dist.Gamma(2.0 * x.new_ones(event), 1.0).to_event(len(event))
+            pyro.sample("rate", rate)
+
+    return model
+
+
+@pytest.mark.parametrize("event", [(), (3,)])
+def test_a_positive_site_is_written_as_its_logarithm(event):
+    guide = guides.MeanFieldGuide(positive(event), **HERE)
+    guide.setup(torch.randn(4, 2))
+    value = 0.1 + torch.rand(5, *event)
+    written = guide.heads["rate"].coding.write(value)
+    torch.testing.assert_close(written, value.log().reshape(5, -1))
+
+
+@pytest.mark.parametrize("event", [(), (3,)])
+@pytest.mark.parametrize("make", [guides.PlanarGuide, guides.SylvesterGuide])
+def test_a_flow_without_inverse_has_a_density_at_its_draw_on_any_support(make, event):
+    guide, x = make(positive(event), **HERE), torch.randn(1, 2)
+    guide.setup(x)
+    fn = poutine.trace(guide).get_trace(x).nodes["rate"]["fn"]
+    normal, parts = fn, []
+    while isinstance(normal, dist.TransformedDistribution):
+        normal, parts = normal.base_dist, [*normal.transforms, *parts]
+
+    def push(noise):
+        for part in parts:
+            noise = part(noise)
+        return noise
+
+    noise = normal.sample()
+    found = fn.log_prob(value := push(noise))
+    size = noise.numel()
+    slope = torch.autograd.functional.jacobian(push, noise).reshape(size, size)
+    expected = normal.log_prob(noise) - slope.det().abs().log()
+    torch.testing.assert_close(found, expected)
+    assert (value > 0).all()
+
+
 def exact_evidence(x):
     """log p(x), k and z summed and integrated out."""
     marginal = dist.Normal(MEANS, (0.25 + 0.09) ** 0.5)
@@ -298,6 +340,14 @@ def in_plate(name="data", size=None, dim=-1, **how):
     return guide
 
 
+def within(guide, name, size):
+    def program(x):
+        with pyro.plate(name, size, dim=-2):
+            guide(x)
+
+    return program
+
+
 MISTAKES = {
     "a site is missing": (
         in_plate(z=False), "the model samples 'z' which the guide does not$"),
@@ -337,6 +387,8 @@ MISTAKES = {
         in_plate(size=7), "the plate 'data' has size 5 at dim=-1 in the model, and size 7 at dim="),
     "a plate of another dim": (
         in_plate(dim=-2), "has size 5 at dim=-1 in the model, and size 5 at dim=-2 in the guide"),
+    "a plate too many": (
+        within(in_plate(), "row", 3), "guide is in the plate 'row', which the model has not arou"),
     "no argument": (
         lambda: None, r"the guide takes 0 argument\(s\), and the model is given 1; a guide takes"),
 }  # fmt: skip

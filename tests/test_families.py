@@ -416,6 +416,14 @@ def test_a_bottom_up_guide_shows_x_to_the_lowest_level_alone():
 # ----------------------------------------------------------------------------------- the families
 
 
+def test_diagonal_is_a_normal_of_locations_and_log_variances():
+    member, values = families.DiagonalNormal().make(3), torch.randn(4, 6)
+    z = torch.randn(4, 3)
+    loc, log_variance = values[:, :3], values[:, 3:]
+    each = -0.5 * ((z - loc) ** 2 / log_variance.exp() + log_variance + math.log(2 * math.pi))
+    torch.testing.assert_close(member(values).log_prob(z), each.sum(-1))
+
+
 def test_full_rank_is_the_normal_of_its_triangle():
     member, values = FULL().make(3), torch.randn(4, 9)
     found = member(values)
