@@ -18,7 +18,8 @@ import ppl_vae
 from ppl_vae import NonFiniteError, fit
 from ppl_vae import estimators as e
 from ppl_vae.checkpoint import load_checkpoint
-from ppl_vae.compiled import CompiledLoss, CompileError, TraceError, choice, lowering
+from ppl_vae.compiled import CompiledLoss, CompileError, TraceError, choice, function, lowering
+from ppl_vae.evaluate import log_marginal
 from ppl_vae.guides import GaussianMixtureGuide, MeanFieldGuide, TopDownGuide
 from ppl_vae.models import VAE, GaussianMixtureVAE, HierarchicalVAE
 from ppl_vae.randomness import fork, validation
@@ -303,3 +304,29 @@ def test_the_command_line_compiles(single, tmp_path):
     config = (out / "config.yaml").read_text()
     assert "compile: true" in config
     assert dist and ppl_vae.load_run(out).config["compile"] is True
+
+
+# ------------------------------------------------------------------------------------- evaluation
+
+
+def test_log_marginal_compiled_has_the_same_draws(single):
+    model, guide = two_level()
+    how = {"num_particles": 30, "chunk_size": 200, "seed": 3}
+    eager = log_marginal(model, guide, X[:25], compile=False, **how)
+    compiled = log_marginal(model, guide, X[:25], compile=True, **how)
+    assert (compiled.value - eager.value).abs().max() <= 1e-4
+    assert not torch.equal(compiled.value, eager.value)  # Other kernels did it.
+    torch.testing.assert_close(compiled.standard_error, eager.standard_error, rtol=1e-3, atol=0)
+
+
+def test_log_marginal_stays_with_programs_that_cannot_be_compiled(single, monkeypatch):
+    model, guide = plain()
+    how = {"num_particles": 4, "seed": 3}
+    expected = log_marginal(model, guide, X, compile=False, **how)
+    monkeypatch.setattr("ppl_vae.evaluate.likelihood._MANY_DRAWS", 1)
+    monkeypatch.setattr(function, "missing_compiler", lambda device: "there is no C++ compiler")
+    with pytest.warns(UserWarning, match=r"evaluation stays eager: there is no C\+\+ compiler"):
+        found = log_marginal(model, guide, X, **how)
+    assert torch.equal(found.value, expected.value)
+    with pytest.raises(CompileError):
+        log_marginal(model, guide, X, compile=True, **how)

@@ -17,9 +17,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from ppl_vae import estimators as e
 from ppl_vae.evaluate import bracket
-from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.guides import LadderGuide, MeanFieldGuide
 from ppl_vae.handlers import scale_latents
-from ppl_vae.models import VAE
+from ppl_vae.models import VAE, HierarchicalVAE
 
 WEIGHTED = [n for n, make in zoo.ESTIMATORS.items() if isinstance(make(), e.WeightEstimator)]
 SAMPLED = [*WEIGHTED, "Trace_ELBO", "TraceSTL_ELBO"]
@@ -137,7 +137,7 @@ def test_fit_finds_it_before_a_run_begins(tmp_path):
 def test_a_second_run_does_not_move_batch_statistics_again():
     model = VAE((6,), 2, (5,))
     x, moved = torch.rand(9, 6).round(), []
-    for elbo in (e.Trace_ELBO(), e.TraceSTL_ELBO(), e.TraceDReG_ELBO(3, max_plate_nesting=1)):
+    for elbo in (e.Trace_ELBO(), e.TraceSTL_ELBO(), e.TraceDReG_ELBO(3)):
         torch.manual_seed(0)
         norm = torch.nn.BatchNorm1d(8)
         guide = MeanFieldGuide(model, encoder=torch.nn.Sequential(torch.nn.Linear(6, 8), norm))
@@ -145,6 +145,19 @@ def test_a_second_run_does_not_move_batch_statistics_again():
         moved.append(norm.running_mean.clone())
         assert norm.num_batches_tracked == 1
     assert torch.equal(moved[0], moved[1]) and torch.equal(moved[0], moved[2])
+
+
+def test_nor_does_it_move_those_of_a_model_that_the_guide_runs():
+    counts = []
+    for elbo in (e.Trace_ELBO(), e.TraceSTL_ELBO()):
+        model = HierarchicalVAE((6,), (3, 2), (5,), (4,))
+        norm = torch.nn.BatchNorm1d(2)
+        model.priors[0].insert(0, norm)
+        guide = LadderGuide(model, (5,), (4,))
+        counts.append(-norm.num_batches_tracked)
+        elbo.loss_and_grads(model, guide, torch.rand(9, 6).round())
+        counts[-1] += norm.num_batches_tracked
+    assert counts[0] == counts[1] == 2  # The guide's run of it, and its own.
 
 
 # -------------------------------------------------------------------------------------------- flows

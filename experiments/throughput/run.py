@@ -50,6 +50,7 @@ def starts(task: Task, names: list[str]) -> dict[str, Steps]:
     if task.levels > 1 or task.num_particles > 1:
         names = [name for name in names if name != "pythae"]
     made = {}
+    torch._dynamo.reset()  # torch.compile gives up on what was compiled for eight tasks before.
     for name in names:
         made[name] = all_contenders()[name](task)
         made[name](2)

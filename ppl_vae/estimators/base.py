@@ -17,7 +17,7 @@ from ppl_vae.configurable import Configurable
 from ppl_vae.estimators.pair import Pair, trace_pair
 from ppl_vae.estimators.running import OneSubsample
 from ppl_vae.estimators.sites import PARTICLES
-from ppl_vae.randomness import fork
+from ppl_vae.randomness import looking
 
 __all__ = ["Estimator"]
 
@@ -136,8 +136,8 @@ class Estimator(Configurable, ELBO):
     def _guess_max_plate_nesting(
         self, model: Callable, guide: Callable, args: tuple, kwargs: dict
     ) -> None:
-        # Pyro's own guess draws from the random stream of the training.
-        with fork(), torch.no_grad(), poutine.block():
+        # Pyro's own guess draws from the training's random stream, and moves running statistics.
+        with looking(model, guide), torch.no_grad(), poutine.block():
             pair = trace_pair(model, guide, args, kwargs)
         dims = [
             frame.dim

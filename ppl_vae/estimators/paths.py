@@ -10,20 +10,20 @@
 Shapes: K particles, B data.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger, unwrap
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_vae.estimators.pair import Pair, compute_density, join, trace_pair
 from ppl_vae.estimators.running import run_guide, run_model
 from ppl_vae.estimators.sites import PARTICLES, samples
 from ppl_vae.exchange import Exchange
+from ppl_vae.randomness import on_copies
 
 __all__ = ["ForkedPair", "trace_forked_pair", "trace_path_pair", "trace_stopped_pair"]
 
@@ -70,7 +70,8 @@ def trace_path_pair(model: Callable, guide: Callable, args: tuple, kwargs: dict)
     drawn = run_guide(guide, args, kwargs)
     forked, aliases = _fork(drawn)
     model_trace = run_model(model, forked, args, kwargs)
-    with _keeping_buffers(guide), _StopLeaves() as stopping:
+    # The model's too: there are guides that run it.
+    with on_copies(guide, model), _StopLeaves() as stopping:
         guide_trace = poutine.trace(poutine.replay(guide, trace=forked)).get_trace(*args, **kwargs)
         # Here, for a flow has parameters of its own to stop.
         compute_density(guide_trace)
@@ -152,24 +153,6 @@ class _StopLeaves(Exchange):
         if not is_parameter or any(value is own for own in self.own):
             return value
         return value.detach()
-
-
-@contextmanager
-def _keeping_buffers(guide: Callable) -> Iterator[None]:
-    """A second run is not to move the running statistics of batch normalization again.
-
-    It gets copies of them; to write the old values back would spoil the first run's graph.
-    """
-    program = unwrap(guide)
-    modules = list(program.modules()) if isinstance(program, torch.nn.Module) else []
-    kept = [(module, dict(module._buffers)) for module in modules if module._buffers]
-    for module, buffers in kept:
-        module._buffers.update({n: b.clone() for n, b in buffers.items() if b is not None})
-    try:
-        yield
-    finally:
-        for module, buffers in kept:
-            module._buffers.update(buffers)
 
 
 def _check_repeatable(drawn: poutine.Trace, again: poutine.Trace) -> None:

@@ -5,6 +5,7 @@ Shapes: K particles, B data.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pyro
 import torch
@@ -19,6 +20,9 @@ from ppl_vae.randomness import untouched
 
 __all__ = ["log_marginal"]
 
+# Below, compiling takes longer than it saves.
+_MANY_DRAWS = 5_000_000
+
 
 def log_marginal(
     model: Callable,
@@ -28,6 +32,7 @@ def log_marginal(
     num_particles: int = 5000,
     seed: int = 0,
     chunk_size: int = 5000,
+    compile: bool | Literal["auto"] = "auto",
 ) -> Estimate:
     r"""An importance-weighted estimate of log p(x), for each datum.
 
@@ -45,40 +50,81 @@ def log_marginal(
         x: Data, `[B, *data_shape]`.
         num_particles: K.
         seed: Of the draws.
-        chunk_size: How many particles times data are held at once: the bound on memory.
+        chunk_size: How many particles times data are held at once: the bound on memory. Of a
+            decoder from 20 to 784 by way of 400, 5000 take some 50 MB.
+        compile: Make one graph of both programs, and machine code of it: the same draws, and the
+            same values up to rounding. `"auto"` does so where there are many draws, and stays with
+            the programs where they cannot be compiled.
 
     Returns:
         Value and standard error, each `[B]`, nats per datum.
 
     Raises:
-        ValueError: K is below 1; the guide has no density; a latent lies outside the data plate.
+        ValueError: K is below 1; the guide has no density; a latent lies outside the data plate;
+            `compile` is true, and the programs cannot be compiled.
 
     References:
         Burda et al. (2016), Importance Weighted Autoencoders.
     """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; accepted is >= 1")
+    weigh = _Weights(model, guide, compile, len(x) * num_particles)
     values, errors = [], []
     with untouched(seed), torch.no_grad():
         size = max(1, min(len(x), chunk_size // min(num_particles, 50)))
         for batch in batches(x, size):
-            value, error = _one_batch(model, guide, batch, num_particles, chunk_size)
+            value, error = _one_batch(weigh, batch, num_particles, chunk_size)
             values.append(value)
             errors.append(error)
     return Estimate(torch.cat(values), torch.cat(errors))
 
 
+class _Weights:
+    """Log weights of a pair, by the programs or by a graph of them for each shape.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        compile: Whether to compile.
+        num_draws: How many particles there will be, of all data together.
+    """
+
+    def __init__(
+        self, model: Callable, guide: Callable, compile: bool | Literal["auto"], num_draws: int
+    ) -> None:
+        self._pair, self._asked_for = (model, guide), compile is True
+        self._compiles = compile is True or (compile == "auto" and num_draws >= _MANY_DRAWS)
+        self._made: dict[tuple[int, int], Callable] = {}
+
+    def depth(self, x: Tensor) -> int:
+        """How many plate dimensions the pair uses."""
+        return _depth(trace_pair(*self._pair, (x,), {}))
+
+    def __call__(self, x: Tensor, size: int, depth: int) -> Tensor:
+        """log w, `[K, B]`, of so many particles."""
+        if not self._compiles:
+            return _log_weights(*self._pair, x, size, depth)
+        key = len(x), size
+        if key not in self._made:
+            from ppl_vae.compiled.function import compiled_function
+
+            self._made[key] = compiled_function(
+                lambda x: _log_weights(*self._pair, x, size, depth), x, asked_for=self._asked_for
+            )
+        return self._made[key](x)
+
+
 def _one_batch(
-    model: Callable, guide: Callable, x: Tensor, num_particles: int, chunk_size: int
+    weigh: _Weights, x: Tensor, num_particles: int, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    depth = _depth(trace_pair(model, guide, (x,), {}))
+    depth = weigh.depth(x)
     at_once = max(1, chunk_size // len(x))
     # Running sums of w and w^2, in double: thousands of chunks would drown in rounding.
     log_sum = log_sum_square = x.new_full((len(x),), -math.inf, dtype=torch.float64)
     left = num_particles
     while left > 0:
         size = min(at_once, left)
-        log_w = _log_weights(model, guide, x, size, depth).double()  # [K, B]
+        log_w = weigh(x, size, depth).double()  # [K, B]
         log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
         log_sum_square = torch.logaddexp(log_sum_square, (2 * log_w).logsumexp(0))
         left -= size
