@@ -222,10 +222,17 @@ def fit(
         bar = Progress(num_steps, progress)
         with closing(recorder), closing(bar), Interruption() as interruption:
             bar.update(loop.step)
-            if compile is not False:
-                _compile(loop, num_steps, asked_for=compile is True)
+            # By all steps, those before a resume too: the second part is to be as the first.
+            if compile is True or (compile == "auto" and num_steps >= _FEW_STEPS):
+                # Here, for who does not compile need not wait for torch's compiler.
+                from ppl_vae.compiling import compile_loop
+
+                compile_loop(loop, num_steps, asked_for=compile is True)
             while loop.step < num_steps and not loop.stopping.is_due:
-                line = loop.advance(log=loop.step % log_every == 0)
+                # Up to the next step that somebody looks into.
+                most = min(e - loop.step % e for e in (log_every, eval_every, checkpoint_every))
+                most = min(most, num_steps - loop.step)
+                line = loop.advance(log=loop.step % log_every == 0, most=most)
                 bar.update(loop.step)
                 if line is not None:
                     recorder.write(line)
@@ -276,26 +283,6 @@ def _try_once(
         with looking(model, guide), weighted(weight), validation(True):
             estimator.differentiable_loss(model, guide, *prepared.first)
         estimator.load_state_dict(state)
-
-
-def _compile(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
-    """Compiles the loss of the loop, if that is possible and pays."""
-    # Here, for who does not compile need not wait for torch's compiler to be imported.
-    # By all steps, those before a resume too: the second part is to be as the first.
-    if not asked_for and num_steps < _FEW_STEPS:
-        return
-    from ppl_vae.compiled import CompiledLoss, CompiledStep
-    from ppl_vae.compiled.choice import prepared_step
-
-    args, weight = loop.prepared.first, loop.free_weight(loop.schedule(loop.step))
-    optimizers = loop.optimizers
-    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, list(optimizers.trained.values()))
-    step = CompiledStep(loss, list(optimizers.optimizers.values()), loop.clip_grad_norm)
-    loop.compiled = prepared_step(step, args, weight, num_steps, asked_for=asked_for)
-    if loop.compiled is not None:
-        if not step.is_whole:
-            optimizers.fuse()
-        loop.check()
 
 
 @contextmanager

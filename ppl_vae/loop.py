@@ -6,7 +6,7 @@ Shapes: B data of a minibatch.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Protocol
@@ -40,6 +40,18 @@ class Compiled(Protocol):
         ...
 
 
+class Replayed(Protocol):
+    """Several compiled steps in a row; see `ppl_vae.compiled.replay`."""
+
+    num_steps: int
+
+    def __call__(
+        self, index: Tensor, weights: list[Weight], advanced: Callable[[], None]
+    ) -> Tensor:
+        """The losses before each step, `[S]`, of the data of these numbers, `[S, B]`."""
+        ...
+
+
 class Loop:
     """A training at one of its steps.
 
@@ -59,6 +71,7 @@ class Loop:
         best: State of model and guide at the best validation.
         compiled: Steps in place of the programs' own; none while these run themselves.
             Whether all is finite is then looked at where somebody looks anyway, and not every step.
+        replays: Several compiled steps at once, the longest first.
     """
 
     def __init__(
@@ -81,6 +94,7 @@ class Loop:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.compiled: Compiled | None = None
+        self.replays: Sequence[Replayed] = ()
         self._safe: dict[str, Any] | None = None
         self._sum: Tensor | None = None
         self._seed, self.clip_grad_norm = seed, clip_grad_norm
@@ -92,10 +106,11 @@ class Loop:
         """Time spent in training, before a resume included."""
         return self._seconds + time.monotonic() - self._started
 
-    def advance(self, *, log: bool) -> Line | None:
-        """Makes one step.
+    def advance(self, *, log: bool, most: int = 1) -> Line | None:
+        """Makes one step, or as many as are replayed at once.
 
         Args:
+            most: How many steps nobody wants to look into.
             log: Also give the metrics of this step's minibatch, at the parameters before the step
                 and at the step's own noise: with weight 1 the weighted loss is minus the bound.
 
@@ -103,6 +118,11 @@ class Loop:
             NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are then as
                 they were before this step.
         """
+        if not log and self.compiled is not None:
+            for replay in self.replays:
+                if replay.num_steps <= most:
+                    self._advance_by(replay)
+                    return None
         args = self.prepared.batch()
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
@@ -220,6 +240,14 @@ class Loop:
         self.optimizers.stepped()
         self.step += 1
         return line
+
+    def _advance_by(self, replay: Replayed) -> None:
+        num = replay.num_steps
+        index = torch.stack([self.prepared.stream.next_index() for _ in range(num)])
+        weights = [self.schedule(self.step + i) for i in range(num)]
+        losses = replay(index, weights, self.optimizers.stepped).sum()
+        self._sum = losses if self._sum is None else self._sum + losses
+        self.step += num
 
     def _go_back(self, step: int) -> None:
         """Makes the steps up to this one again, eagerly, from where all was finite."""

@@ -49,6 +49,10 @@ class Prepared:
         """The next minibatch, on the device: as many arguments as the model takes."""
         return self._cast(self.stream.next())
 
+    def take(self, index: Tensor) -> tuple[Any, ...]:
+        """The data of these numbers, as a minibatch."""
+        return self._cast(self.stream.take(index))
+
     def num_data(self, args: tuple[Any, ...]) -> float:
         """How many data the loss of this minibatch sums over: B, or N in a subsampled plate."""
         return self._scale * len(args[0])

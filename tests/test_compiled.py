@@ -15,10 +15,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
 import ppl_vae
-from ppl_vae import NonFiniteError, fit
+from ppl_vae import NonFiniteError, compiling, fit
 from ppl_vae import estimators as e
 from ppl_vae.checkpoint import load_checkpoint
-from ppl_vae.compiled import CompiledLoss, CompileError, TraceError, choice, function, lowering
+from ppl_vae.compiled import CompiledLoss, CompileError, TraceError, function, lowering
+from ppl_vae.compiled.replay import Replay
+from ppl_vae.data import Splits
 from ppl_vae.evaluate import log_marginal
 from ppl_vae.guides import GaussianMixtureGuide, MeanFieldGuide, TopDownGuide
 from ppl_vae.models import VAE, GaussianMixtureVAE, HierarchicalVAE
@@ -155,6 +157,33 @@ def test_batches_of_several_shapes(single):
     assert numbers(compiled, "elbo") == pytest.approx(numbers(eager, "elbo"), rel=1e-4)
 
 
+def replayed(monkeypatch, how, **options):
+    """On the CPU the steps of a replay are made one by one; the logic around them is the same."""
+    monkeypatch.setattr(compiling, "_REPLAYED_ON", ("cpu",) if how else ())
+    monkeypatch.setattr(compiling, "_AT_ONCE", how or ())
+    pages = Splits(X, X[:0], X[:0], binarize="dynamic")
+    return trained(True, 47, data=pages, **{"valid": X[:32], **options})
+
+
+@pytest.mark.parametrize("how", [(7, 1), (4,)])
+def test_steps_in_a_row_are_the_steps_one_by_one(single, monkeypatch, how):
+    played = []
+    call = Replay.__call__
+    monkeypatch.setattr(Replay, "__call__", lambda *a: (played.append(a[0].num_steps), call(*a))[1])
+    single_steps, rows = (replayed(monkeypatch, sizes) for sizes in ((), how))
+    for one, other in zip(rows.guide.parameters(), single_steps.guide.parameters(), strict=True):
+        assert torch.equal(one, other)
+    for name in ("loss", "bound", "elbo", "weight", "learning_rate"):
+        assert numbers(rows, name) == numbers(single_steps, name)
+    # 47 steps, logged at 0, 20, 40, validated at 30, in pieces of 19, 9, 9 and 6 between.
+    assert sum(played) == (44 if how == (7, 1) else 36)
+
+
+def test_an_estimator_that_is_told_the_step_is_not_replayed(single, monkeypatch):
+    monkeypatch.setattr(Replay, "__call__", lambda *a: pytest.fail("replayed"))
+    replayed(monkeypatch, (4, 1), estimator=e.TraceCapacity_ELBO(), schedule=None)
+
+
 @pytest.mark.slow
 def test_a_thousand_steps_end_at_the_same_bound():
     """With other noise: two seeds differ by no less than compiled and eager."""
@@ -229,12 +258,14 @@ def test_auto_compiles_what_pays_and_warns_of_what_it_cannot(single, monkeypatch
     assert not few().compiled
     monkeypatch.setattr(sys.modules["ppl_vae.fit"], "_FEW_STEPS", 1)
     assert not few().compiled  # By the graph's size.
-    monkeypatch.setattr(choice, "_pays", lambda traced, num_steps: True)
+    monkeypatch.setattr(compiling, "_pays", lambda traced, num_steps: True)
     assert few().compiled
     with pytest.warns(UserWarning, match="training stays eager: pyro.infer.trace_elbo") as caught:
         assert not few(estimator=pyro.infer.Trace_ELBO()).compiled
     assert len(caught) == 1
-    monkeypatch.setattr(choice, "missing_compiler", lambda device: "there is no C++ compiler (g++)")
+    monkeypatch.setattr(
+        compiling, "missing_compiler", lambda device: "there is no C++ compiler (g++)"
+    )
     with pytest.warns(UserWarning, match=r"training stays eager: there is no C\+\+ compiler"):
         assert not few().compiled
     with pytest.raises(CompileError, match=r"cannot be compiled: there is no C\+\+ compiler"):
@@ -247,8 +278,8 @@ def test_what_pays_is_a_matter_of_steps_and_size():
     parameters = [*model.parameters(), *guide.parameters()]
     with isolated(0, model, guide), validation(False):
         traced = CompiledLoss(model, guide, e.Trace_ELBO(), parameters).trace((x,))
-    assert not choice._pays(traced, 2000)
-    assert choice._pays(traced, 20_000)
+    assert not compiling._pays(traced, 2000)
+    assert compiling._pays(traced, 20_000)
 
 
 def test_compiling_leaves_no_trace(single):
@@ -267,7 +298,7 @@ def test_who_does_not_compile_does_not_import_the_compiler():
         "m = ppl_vae.models.VAE((4,), latent_dim=1, hidden=(2,))\n"
         "ppl_vae.fit(m, ppl_vae.guides.MeanFieldGuide(m, hidden=(2,)), torch.rand(8, 4).round(),\n"
         "            num_steps=2, progress=False)\n"
-        "assert 'ppl_vae.compiled' not in sys.modules\n"
+        "assert 'ppl_vae.compiling' not in sys.modules\n"
         "assert 'torch._inductor.compile_fx' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

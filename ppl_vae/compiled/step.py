@@ -17,16 +17,26 @@ from ppl_vae.handlers import Weight
 from ppl_vae.optimizers import clip
 from ppl_vae.randomness import fork
 
-__all__ = ["CompiledStep"]
+__all__ = ["CompiledStep", "Made"]
 
 
 @dataclass(frozen=True)
-class _Made:
-    """A step for one shape of batch: what is run, and what it takes."""
+class Made:
+    """A step for one shape of batch: what is run, and what it takes.
+
+    Attributes:
+        traced: Loss and gradients.
+        function: The whole step.
+        moved: The updates, each with those of its parameters that have gradients.
+    """
 
     traced: TracedLoss
     function: Callable
-    parts: list[tuple[Update, list[Tensor]]]
+    moved: list[tuple[Update, list[Tensor]]]
+
+    def state(self) -> list[Tensor]:
+        """What the step changes, parameters and buffers included."""
+        return [*(value.detach() for value in self.traced.held), *_states(self.moved)]
 
 
 class CompiledStep:
@@ -56,7 +66,7 @@ class CompiledStep:
         self._updates = [update for update in found if update is not None]
         #: Whether the optimizers' steps are part of the graph.
         self.is_whole = len(self._updates) == len(found)
-        self._made: dict[Hashable, _Made] = {}
+        self._made: dict[Hashable, Made] = {}
 
     def prepare(
         self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None
@@ -75,12 +85,13 @@ class CompiledStep:
         parts = [
             (update, [p for p in update.parameters if id(p) in reached]) for update in self._updates
         ]
-        made = _Made(traced, lambda: None, parts)
+        parts = [(update, members) for update, members in parts if members]
+        made = Made(traced, lambda: None, parts)
         with fork():
             inputs = _inputs(made, self.loss.inputs(traced, args, weight), _blank(parts))
             step = trace_function(partial(_step, made, self._max_norm), inputs)
             function = lower(step.graph, step.inputs(inputs)) if self._lowered else step.graph
-        self._made[self.loss.key(args, weight)] = _Made(traced, _with(step, function), parts)
+        self._made[self.loss.key(args, weight)] = Made(traced, _with(step, function), parts)
 
     def of(self, args: Sequence[Any], weight: Weight = 1.0) -> Callable[[], Tensor] | None:
         """The step on a batch, to be made; none if there are too many graphs for another.
@@ -90,22 +101,30 @@ class CompiledStep:
         if not self.is_whole:
             loss = self.loss.of(args, weight)
             return None if loss is None else partial(self._outside, loss)
+        made = self.made(args, weight)
+        return None if made is None else partial(self._inside, made, args, weight)
+
+    def made(self, args: Sequence[Any], weight: Weight = 1.0) -> Made | None:
+        """What is made for such batches, or is now; none if there are too many for another."""
         key = self.loss.key(args, weight)
         if key not in self._made:
             if len(self._made) == self.loss.max_graphs:
                 return None
             self.prepare(args, weight)
-        return partial(self._inside, self._made[key], args, weight)
+        return self._made[key]
 
-    def _inside(self, made: _Made, args: Sequence[Any], weight: Weight) -> Tensor:
-        numbers = [
-            torch.tensor(update.numbers(members), dtype=members[0].dtype, device=members[0].device)
-            for update, members in made.parts
-            if members
-        ]
+    def run(self, made: Made, args: Sequence[Any], weight: Weight, numbers: list[Tensor]) -> Tensor:
+        """A step with these numbers, a tensor for each of `made.moved`; its loss, `[]`."""
         with torch.no_grad():
             inputs = _inputs(made, self.loss.inputs(made.traced, args, weight), numbers)
             return made.function(*inputs)[0]
+
+    def _inside(self, made: Made, args: Sequence[Any], weight: Weight) -> Tensor:
+        numbers = [
+            torch.tensor(update.numbers(members), dtype=members[0].dtype, device=members[0].device)
+            for update, members in made.moved
+        ]
+        return self.run(made, args, weight, numbers)
 
     def _outside(self, loss: Callable[[], Tensor]) -> Tensor:
         value = loss()
@@ -116,7 +135,7 @@ class CompiledStep:
         return value
 
 
-def _step(made: _Made, max_norm: float | None, *values: Tensor) -> tuple[Tensor]:
+def _step(made: Made, max_norm: float | None, *values: Tensor) -> tuple[Tensor]:
     """The graph's function: moves what it is given, and gives the loss."""
     rest = iter(values)
     inputs = [next(rest) for _ in range(made.traced.num_inputs)]
@@ -129,26 +148,26 @@ def _step(made: _Made, max_norm: float | None, *values: Tensor) -> tuple[Tensor]
     found = {id(p): g for p, g in zip(made.traced.reached, gradients, strict=True)}
     states = [
         [[next(rest) for _ in kept] for kept in update.state(members)]
-        for update, members in made.parts
+        for update, members in made.moved
     ]
-    for (update, members), kept in zip(made.parts, states, strict=True):
-        if members:
-            numbers = next(rest)
-            for parameter, state in zip(members, kept, strict=True):
-                update.apply(own[id(parameter)], found[id(parameter)], state, numbers)
+    for (update, members), kept in zip(made.moved, states, strict=True):
+        numbers = next(rest)
+        for parameter, state in zip(members, kept, strict=True):
+            update.apply(own[id(parameter)], found[id(parameter)], state, numbers)
     return (loss,)
 
 
-def _inputs(made: _Made, loss: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
-    states = [
-        value for update, members in made.parts for kept in update.state(members) for value in kept
-    ]
-    return [*loss, *states, *numbers]
+def _inputs(made: Made, loss: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
+    return [*loss, *_states(made.moved), *numbers]
+
+
+def _states(moved: list[tuple[Update, list[Tensor]]]) -> list[Tensor]:
+    return [value for update, members in moved for kept in update.state(members) for value in kept]
 
 
 def _blank(parts: list[tuple[Update, list[Tensor]]]) -> list[Tensor]:
     """Numbers of no step, of the right shape."""
-    return [members[0].new_zeros(update.num_numbers) for update, members in parts if members]
+    return [members[0].new_zeros(update.num_numbers) for update, members in parts]
 
 
 def _with(step: Traced, function: Callable) -> Callable:

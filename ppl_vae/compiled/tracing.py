@@ -18,7 +18,15 @@ from ppl_vae.exchange import Substitution
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.randomness import fork, looking, validation
 
-__all__ = ["TraceError", "Traced", "TracedLoss", "tensors_of", "trace_function", "trace_loss"]
+__all__ = [
+    "TraceError",
+    "Traced",
+    "TracedLoss",
+    "tensors_of",
+    "trace_function",
+    "trace_loss",
+    "with_tensors",
+]
 
 
 class TraceError(ValueError):
@@ -97,7 +105,7 @@ def trace_loss(
         leaves = [value.detach().requires_grad_() for value in values[:count]]
         rest = iter(values[len(held) :])
         inside = [next(rest) if isinstance(value, Tensor) else value for value in args]
-        around = _with_tensors(weight, rest)
+        around = with_tensors(weight, rest)
         # What is frozen is a leaf as well: Pyro asks for it.
         others = zip(held[count:], values[count : len(held)], strict=True)
         leaves += [v.detach().requires_grad_() if old.requires_grad else v for old, v in others]
@@ -182,8 +190,8 @@ def tensors_of(weight: Weight) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _with_tensors(weight: Weight, values: Iterator[Tensor]) -> Weight:
-    """The same weight, of other tensors."""
+def with_tensors(weight: Weight, values: Iterator[Tensor]) -> Weight:
+    """The same KL weight, of other tensors."""
     if isinstance(weight, Mapping):
         return {
             name: next(values) if isinstance(value, Tensor) else value

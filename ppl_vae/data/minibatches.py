@@ -27,9 +27,11 @@ class Minibatches:
     Attributes:
         epoch: How many passes over the data are complete.
         position: How many minibatches of the present pass are taken.
+        is_resident: Whether all data lie in one tensor, to be taken by number (`take`).
     """
 
     batch_size: int | None
+    is_resident = False
 
     def __init__(self) -> None:
         self.epoch, self.position = 0, 0
@@ -41,6 +43,14 @@ class Minibatches:
 
     def next(self) -> tuple[Any, ...]:
         """The next minibatch."""
+        raise NotImplementedError
+
+    def next_index(self) -> Tensor:
+        """In place of `next`, the numbers of its data, `[B]`, on the host; where they have any."""
+        raise NotImplementedError
+
+    def take(self, index: Tensor) -> tuple[Any, ...]:
+        """The data of these numbers."""
         raise NotImplementedError
 
     def seek(self, epoch: int, position: int) -> None:
@@ -73,6 +83,9 @@ class _Indexed(Minibatches):
         return self.epoch + self.position / self._per_epoch
 
     def next(self) -> tuple[Any, ...]:
+        return self.take(self.next_index())
+
+    def next_index(self) -> Tensor:
         if self.position == self._per_epoch:
             self.epoch, self.position = self.epoch + 1, 0
         if self._order is None or self._order[0] != self.epoch:
@@ -80,19 +93,18 @@ class _Indexed(Minibatches):
             self._order = self.epoch, torch.randperm(self._num_data, generator=generator)
         start = self.position * self._size
         self.position += 1
-        return self._take(self._order[1][start : start + self._size])
-
-    def _take(self, index: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError
+        return self._order[1][start : start + self._size]
 
 
 class _FromTensor(_Indexed):
+    is_resident = True
+
     def __init__(self, data: Splits | Tensor, batch_size: int | None, seed: int) -> None:
         x = data.train if isinstance(data, Splits) else data
         super().__init__(len(x), batch_size, seed)
         self._x, self._draw = x, data.draw if isinstance(data, Splits) else None
 
-    def _take(self, index: Tensor) -> tuple[Any, ...]:
+    def take(self, index: Tensor) -> tuple[Any, ...]:
         x = self._x.index_select(0, index.to(self._x.device))
         return (x if self._draw is None else self._draw(x),)
 
@@ -102,7 +114,7 @@ class _FromDataset(_Indexed):
         super().__init__(len(dataset), batch_size, seed)  # type: ignore[arg-type]
         self._dataset = dataset
 
-    def _take(self, index: Tensor) -> tuple[Any, ...]:
+    def take(self, index: Tensor) -> tuple[Any, ...]:
         return _as_tuple(default_collate([self._dataset[i] for i in index.tolist()]))
 
 

@@ -1,0 +1,77 @@
+"""Compiling a training: asked for, refused, or left to the library."""
+
+import warnings
+
+from ppl_vae.compiled import CompiledLoss, CompiledStep, CompileError, TraceError
+from ppl_vae.compiled.lowering import missing_compiler
+from ppl_vae.compiled.replay import Replay
+from ppl_vae.compiled.tracing import TracedLoss
+from ppl_vae.estimators import Estimator
+from ppl_vae.handlers import Weight
+from ppl_vae.loop import Loop
+
+__all__ = ["compile_loop"]
+
+# Measured on the demo network with 2 cores (experiments/throughput): what a compiled step saves for
+# each operation of the graph, and what compiling takes, at first and for each operation.
+_SAVED, _START, _EACH = 25e-6, 4.0, 0.05
+
+# How many steps are made at once where they can be, the longest first.
+_AT_ONCE, _REPLAYED_ON = (32, 1), ("cuda",)
+
+
+def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
+    """Has a training make compiled steps; where it is to stay eager, does nothing.
+
+    Args:
+        loop: The training.
+        num_steps: How many steps there are in all.
+        asked_for: Whether the user said so; if not, it has to pay for itself, and what stands in
+            the way is a warning.
+
+    Raises:
+        TraceError: Asked for, and the pair cannot be traced.
+        CompileError: Asked for, and there is no compiler, or it fails.
+    """
+    args, weight = loop.prepared.first, loop.free_weight(loop.schedule(loop.step))
+    optimizers = loop.optimizers
+    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, list(optimizers.trained.values()))
+    step = CompiledStep(loss, list(optimizers.optimizers.values()), loop.clip_grad_norm)
+    try:
+        traced = loss.trace(args, weight)
+        if not asked_for and not _pays(traced, num_steps):
+            return
+        if (missing := missing_compiler(args[0].device)) is not None:
+            raise CompileError(missing)
+        step.prepare(args, weight, traced)
+    except (TraceError, CompileError) as error:
+        if asked_for:
+            raise type(error)(f"compile=True, and the step cannot be compiled: {error}") from error
+        warnings.warn(f"training stays eager: {error}", stacklevel=3)
+        return
+    if not step.is_whole:
+        optimizers.fuse()
+    loop.compiled, loop.replays = step, _replays(loop, step, args, weight)
+    loop.check()
+
+
+def _replays(loop: Loop, step: CompiledStep, args: tuple, weight: Weight) -> list[Replay]:
+    """Steps in a row on CUDA, where the data are resident and the optimizers in the graph."""
+    stream, estimator, device = loop.prepared.stream, loop.estimator, args[0].device
+    # What an estimator is told of each step is told on the host.
+    told = not isinstance(estimator, Estimator) or type(estimator).set_step != Estimator.set_step
+    possible = stream.is_resident and stream.batch_size is not None and step.is_whole and not told
+    if device.type not in _REPLAYED_ON or not possible:
+        return []
+    size = stream.batch_size
+    try:
+        return [Replay(step, loop.prepared.take, n, size, weight, device) for n in _AT_ONCE]
+    except TraceError as error:
+        warnings.warn(f"compiled steps are made one by one: {error}", stacklevel=3)
+        return []
+
+
+def _pays(traced: TracedLoss, num_steps: int) -> bool:
+    """By the number of operations: the same answer on every machine, however busy it is."""
+    size = sum(node.op == "call_function" for node in traced.graph.graph.nodes)
+    return num_steps * size * _SAVED > 2 * (_START + size * _EACH)
