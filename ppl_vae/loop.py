@@ -11,25 +11,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.diagnosis import NonFiniteError, diagnose
 from ppl_vae.estimators import Estimator
-from ppl_vae.evaluate import Terms, average_terms, elbo_terms
+from ppl_vae.evaluate import average_terms, elbo_terms
 from ppl_vae.handlers import Weight, weighted
+from ppl_vae.lines import Line, numbers, objective, plain, scalar
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
 from ppl_vae.preparation import Prepared
 from ppl_vae.randomness import looking, restore, snapshot
 from ppl_vae.schedules import Constant
+from ppl_vae.state import load_parameters, parameters_of
 from ppl_vae.stopping import Stopping
 
 __all__ = ["Loop"]
-
-Line = dict[str, Any]
 
 
 class Compiled(Protocol):
@@ -174,11 +172,11 @@ class Loop:
         with _evaluating(self.model, self.guide):
             terms = average_terms(self.model, self.guide, self.prepared.valid, seed=self._seed)
         # At the last weight whatever is in force: values under several weights do not compare.
-        value = self._objective(terms, self.stopping.final_weight)
+        value = objective(terms, self.stopping.final_weight)
         if self.stopping.saw(value, self.step, self.schedule(self.step)):
-            self.best = self._parameters()
+            self.best = parameters_of(self.model, self.guide)
         self.optimizers.validated(-value)
-        line = {**self._head("valid"), **_numbers(terms)}
+        line = {**self._head("valid"), **numbers(terms)}
         if terms.elbo is not None:
             line["elbo_standard_error"] = terms.summary()["elbo"].standard_error
         return line
@@ -186,14 +184,14 @@ class Loop:
     def take_best(self) -> None:
         """Puts the parameters of the best validation in place."""
         if self.best is not None:
-            self._load_parameters(self.best)
+            load_parameters(self.model, self.guide, self.best)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, as a tree for `ppl_vae.checkpoint`."""
         stream = self.prepared.stream
         stopping = {k: v for k, v in asdict(self.stopping).items() if k[:4] in ("best", "wait")}
         return {
-            **self._parameters(),
+            **parameters_of(self.model, self.guide),
             **self._about(),
             "optimizer": self.optimizers.state_dict(),
             "estimator": self._remembered(),
@@ -208,7 +206,7 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any], seconds: float) -> None:
         """Goes on from `state_dict`."""
-        self._load_parameters(state)
+        load_parameters(self.model, self.guide, state)
         self.optimizers.load_state_dict(state["optimizer"])
         if state.get("estimator"):
             self.estimator.load_state_dict(state["estimator"])
@@ -276,7 +274,7 @@ class Loop:
         """The programs' own loss and gradients."""
         if not hasattr(self.estimator, "differentiable_loss"):
             # RenyiELBO, TraceGraph_ELBO and ReweightedWakeSleep have only this way in.
-            return _scalar(self.estimator.loss_and_grads(self.model, self.guide, *args))
+            return scalar(self.estimator.loss_and_grads(self.model, self.guide, *args))
         loss = self.estimator.differentiable_loss(self.model, self.guide, *args)
         if not isinstance(loss, Tensor) or not loss.requires_grad:
             raise ValueError(
@@ -296,7 +294,7 @@ class Loop:
         line = {
             **self._head("train"),
             "loss": math.nan if loss is None else loss.item() / num_data,
-            "weight": _plain(weight),
+            "weight": plain(weight),
             "learning_rate": self.optimizers.learning_rates,
         }
         # The step's own noise, and none of the stream used up: logging changes no result.
@@ -304,10 +302,10 @@ class Loop:
             with looking(self.model, self.guide):
                 restore(drawn)
                 loss_at_one = self.estimator.loss(self.model, self.guide, *args)
-            line["bound"] = -_scalar(loss_at_one).item() / num_data
+            line["bound"] = -scalar(loss_at_one).item() / num_data
         with looking(self.model, self.guide):
             restore(drawn)
-            return {**line, **_numbers(elbo_terms(self.model, self.guide, *args))}
+            return {**line, **numbers(elbo_terms(self.model, self.guide, *args))}
 
     def _head(self, split: str) -> Line:
         return {
@@ -316,16 +314,6 @@ class Loop:
             "epoch": round(self.prepared.stream.fractional_epoch, 4),
             "seconds": round(self.seconds, 3),
         }
-
-    def _objective(self, terms: Terms, weight: Weight) -> float:
-        """What validation climbs: the elbo; for a point mass, minus the weighted loss."""
-        if terms.elbo is not None:
-            return terms.elbo.double().mean().item()
-        value = terms.reconstruction.double().mean().item()
-        for name, prior in terms.log_prior.items():
-            factor = weight.get(name, 1.0) if isinstance(weight, Mapping) else weight
-            value += float(factor) * prior.double().mean().item()
-        return value
 
     def _failure(self, args: tuple, weight: Weight, drawn: dict, loss: Tensor) -> NonFiniteError:
         parameters = named_parameters(self.model, self.guide)
@@ -353,37 +341,6 @@ class Loop:
         ]
         return {"data": {"shape": list(shape), "dtype": dtype, "rest": rest}}
 
-    def _parameters(self) -> dict[str, Any]:
-        state = {
-            name: {key: value.detach().clone() for key, value in program.state_dict().items()}
-            for name, program in (("model", self.model), ("guide", self.guide))
-            if isinstance(program, nn.Module)
-        }
-        state["param"] = {
-            name: value.detach().clone() for name, value in self._store_parameters().items()
-        }
-        return state
-
-    def _load_parameters(self, state: Mapping[str, Any]) -> None:
-        for name, program in (("model", self.model), ("guide", self.guide)):
-            if isinstance(program, nn.Module):
-                program.load_state_dict(state[name])
-        saved = dict(state["param"])
-        for name, parameter in self._store_parameters().items():
-            parameter.data.copy_(saved.pop(name))
-        for name, value in saved.items():
-            # Pyro's baselines come into being in the first step.
-            if not name.startswith("param.__baseline"):
-                raise CheckpointError(
-                    f"the checkpoint has the parameter '{name}', which model and guide do not make "
-                    "in their first run; it cannot be resumed exactly"
-                )
-            pyro.get_param_store().setdefault(name.removeprefix("param."), value)
-
-    def _store_parameters(self) -> dict[str, Tensor]:
-        named = named_parameters(self.model, self.guide)
-        return {name: value for name, value in named.items() if name.startswith("param.")}
-
 
 @contextmanager
 def _evaluating(*programs: Any) -> Iterator[None]:
@@ -397,23 +354,3 @@ def _evaluating(*programs: Any) -> Iterator[None]:
     finally:
         for module, training in was:
             module.training = training
-
-
-def _numbers(terms: Terms) -> Line:
-    """Means over data: elbo, reconstruction, and kl by site (or log_prior, without a density)."""
-    numbers: Line = {}
-    for name, value in terms.summary().items():
-        nested = isinstance(value, dict)
-        numbers[name] = {k: v.value for k, v in value.items()} if nested else value.value
-    return numbers
-
-
-def _scalar(loss: Any) -> Tensor:
-    """A loss as a tensor; of the pair that ReweightedWakeSleep gives, that of the model."""
-    return torch.as_tensor(loss[0] if isinstance(loss, tuple) else loss).detach()
-
-
-def _plain(weight: Weight) -> Any:
-    if isinstance(weight, Mapping):
-        return {name: float(value) for name, value in weight.items()}
-    return float(weight)
