@@ -1,7 +1,9 @@
 """From a graph to machine code, by Inductor."""
 
 import copy
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,11 +40,19 @@ def lower(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Se
     # Without a place for symbols of shapes the graph passes by the cache, though it has none.
     shapes = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)
     try:
-        with torch.no_grad(), config.patch(_OPTIONS), tracing(TracingContext(shapes)):
+        with torch.no_grad(), config.patch(_OPTIONS), tracing(TracingContext(shapes)), _quietly():
             return _inductor.compile(copy.deepcopy(graph), examples)  # type: ignore[arg-type]
     except Exception as error:  # Inductor has no one kind of its own.
         first = str(error).strip().split("\n")[0]
         raise CompileError(f"Inductor failed: {type(error).__name__}: {first}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch's compiler warns its own authors of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def missing_compiler(device: torch.device) -> str | None:
