@@ -25,10 +25,10 @@ import torch
 from contenders import Steps, Task
 from matplotlib.figure import Figure
 
-from ppl_vae.plots.look import INK, SITES, look, save
+from ppl_vae.plots.look import FAINT, INK, SITES, look, save
 
 Row = dict[str, Any]
-REFERENCE = "Pyro SVI"
+REFERENCE, FLOOR = "Pyro SVI", "matrix products alone"
 TASKS = [(b, k, levels) for levels in (1, 2) for k in (1, 50) for b in (32, 128, 1024)]
 NUM_DATA = 4096
 
@@ -116,11 +116,16 @@ def _task(row: Row) -> tuple[int, int, int]:
     return row["levels"], row["num_particles"], row["batch_size"]
 
 
+def _color(name: str) -> str:
+    return FAINT if name == FLOOR else SITES[0 if name.startswith("ppl_vae") else 1]
+
+
 @look()
 def picture(rows: list[Row]) -> Figure:
     """A panel for each task: bars of the speedup over Pyro's SVI."""
     tasks = list(dict.fromkeys(_task(row) for row in rows))
     names = list(dict.fromkeys(row["contender"] for row in rows))
+    names.sort(key=lambda name: name == FLOOR)
     columns = min(3, len(tasks))
     lines = -(-len(tasks) // columns)
     figure = Figure(
@@ -130,11 +135,12 @@ def picture(rows: list[Row]) -> Figure:
     for ax, task in zip(axes.flat, tasks, strict=False):
         here = {row["contender"]: row["speedup"] for row in rows if _task(row) == task}
         values = [here.get(name, 0.0) for name in names]
-        colors = [SITES[0] if name.startswith("ppl_vae") else SITES[1] for name in names]
+        colors = [_color(name) for name in names]
         ax.barh(names, values, color=colors)
         for i, value in enumerate(values):
             if value:
-                ax.text(value, i, f" {value:.1f}", va="center", color=INK, fontsize=7)
+                box = {"facecolor": "white", "alpha": 0.7, "pad": 0, "linewidth": 0}
+                ax.text(value, i, f" {value:.1f}", va="center", color=INK, fontsize=7, bbox=box)
         ax.axvline(1.0, color=INK, linewidth=0.8)
         levels, particles, batch = task
         ax.set_title(f"{levels} level{'s' * (levels > 1)}, K = {particles}, B = {batch}")
@@ -159,7 +165,7 @@ def main() -> None:
     names = list(all_contenders())
     tasks, budget, num_data = TASKS, options.seconds, NUM_DATA
     if options.smoke:
-        names = ["ppl_vae eager", REFERENCE, "matrix products alone"]
+        names = ["ppl_vae eager", REFERENCE, FLOOR]
         tasks, budget, num_data = [(8, 1, 1), (8, 2, 2)], 0.0, 64
     x = (torch.rand(num_data, contenders.SIZE) < 0.2).float().to(options.device)
     rows: list[Row] = []

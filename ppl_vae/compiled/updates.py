@@ -85,8 +85,10 @@ class _Adam(Update):
 
     def numbers(self, parameters: Sequence[Tensor]) -> list[float]:
         steps = [self.optimizer.state[parameter]["step"] for parameter in parameters]
-        torch._foreach_add_(steps, 1)
-        step, group = steps[0].item(), self.group
+        step, group = steps[0].item() + 1, self.group
+        for count in steps:
+            # Through numpy, for a tenth of the time that torch takes for a number.
+            count.numpy()[...] = step
         beta1, beta2 = group["betas"]
         rate, decay = float(group["lr"]), group["weight_decay"]
         decoupled = group.get("decoupled_weight_decay", isinstance(self.optimizer, AdamW))
@@ -147,7 +149,8 @@ def update_of(optimizer: Optimizer, group: dict[str, Any]) -> Update | None:
     if any(group.get(name) for name in rare) or isinstance(group["lr"], Tensor):
         return None
     states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
-    if len({float(state["step"]) for state in states if "step" in state}) > 1:
+    steps = [state["step"] for state in states if "step" in state]
+    if len({float(step) for step in steps}) > 1 or any(step.is_cuda for step in steps):
         return None
     if type(optimizer) in (Adam, AdamW):
         return _Adam(optimizer, group)
