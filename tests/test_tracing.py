@@ -260,6 +260,8 @@ def test_a_tensor_that_a_program_holds_is_read_anew():
     with isolated(0, guide), validation(False):
         loss = CompiledLoss(model, guide, e.Trace_ELBO(), parameters, lowered=False)
         loss.prepare((x,))
+        # An argument of the graph: a constant of it would be compiled in.
+        assert any(value is shift for value in loss.trace((x,)).constants)
         shift.fill_(100.0)
         assert loss((x,)) > 10_000
 
