@@ -2,6 +2,7 @@
 
 import warnings
 
+from ppl_vae.ahead import Ahead, free_weight
 from ppl_vae.compiled import CompiledLoss, CompiledStep, CompileError, TraceError
 from ppl_vae.compiled.lowering import missing_compiler
 from ppl_vae.compiled.replay import Replay
@@ -20,8 +21,8 @@ _SAVED, _START, _EACH = 25e-6, 4.0, 0.05
 _AT_ONCE, _REPLAYED_ON = (32, 1), ("cuda",)
 
 
-def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
-    """Has a training make compiled steps; where it is to stay eager, does nothing.
+def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> Ahead | Loop:
+    """A training that makes compiled steps; where it is to stay eager, the training itself.
 
     Args:
         loop: The training.
@@ -33,14 +34,14 @@ def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
         TraceError: Asked for, and the pair cannot be traced.
         CompileError: Asked for, and there is no compiler, or it fails.
     """
-    args, weight = loop.prepared.first, loop.free_weight(loop.schedule(loop.step))
+    args, weight = loop.prepared.first, free_weight(loop, loop.schedule(loop.step))
     optimizers = loop.optimizers
     loss = CompiledLoss(loop.model, loop.guide, loop.estimator, list(optimizers.trained.values()))
     step = CompiledStep(loss, list(optimizers.optimizers.values()), loop.clip_grad_norm)
     try:
         traced = loss.trace(args, weight)
         if not asked_for and not _pays(traced, num_steps):
-            return
+            return loop
         if (missing := missing_compiler(args[0].device)) is not None:
             raise CompileError(missing)
         step.prepare(args, weight, traced)
@@ -48,11 +49,10 @@ def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> None:
         if asked_for:
             raise type(error)(f"compile=True, and the step cannot be compiled: {error}") from error
         warnings.warn(f"training stays eager: {error}", stacklevel=3)
-        return
+        return loop
     if not step.is_whole:
         optimizers.fuse()
-    loop.compiled, loop.replays = step, _replays(loop, step, args, weight)
-    loop.check()
+    return Ahead(loop, step, _replays(loop, step, args, weight))
 
 
 def _replays(loop: Loop, step: CompiledStep, args: tuple, weight: Weight) -> list[Replay]:

@@ -3,8 +3,8 @@
 Shapes: N data, B data of a minibatch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,18 +16,17 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.optim import Adam
 
+from ppl_vae.course import Course
 from ppl_vae.data.minibatches import TrainingData
-from ppl_vae.estimators import Estimator, Trace_ELBO
-from ppl_vae.handlers import Weight, weighted
+from ppl_vae.diagnosis import NonFiniteError
+from ppl_vae.estimators import Trace_ELBO
+from ppl_vae.handlers import Weight
 from ppl_vae.interruption import Interruption
-from ppl_vae.loop import Loop
-from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
-from ppl_vae.preparation import Prepared, prepare, resolve_device
+from ppl_vae.optimizers import LRSchedule, OptimizerFactory
+from ppl_vae.plan import Plan, own_globals
 from ppl_vae.progress import Progress
-from ppl_vae.randomness import fork, looking, seed_all, validation
-from ppl_vae.recording import Recorder, run_config
+from ppl_vae.recording import Recorder
 from ppl_vae.schedules import Constant
-from ppl_vae.stopping import Stopping
 
 __all__ = ["FitResult", "fit"]
 
@@ -53,6 +52,7 @@ class FitResult:
             the weighted loss.
         path: The run directory, or none.
         compiled: Whether the last step was a compiled one.
+        failure: What ended a replica too early (`fit_replicas`); else none.
     """
 
     model: Programs
@@ -64,7 +64,26 @@ class FitResult:
     best_elbo: float | None
     path: Path | None
     compiled: bool
+    failure: NonFiniteError | None = None
     _store: dict = field(repr=False, default_factory=dict)
+
+    @classmethod
+    def of(cls, course: Course, store: dict, failure: NonFiniteError | None = None) -> "FitResult":
+        """What a course has come to, with its parameter store."""
+        loop, stopping = course.loop, course.loop.stopping
+        return cls(
+            model=loop.model,
+            guide=loop.guide,
+            metrics=course.recorder.lines,
+            num_steps=loop.step,
+            stopped_early=stopping.is_due,
+            best_step=stopping.best_step,
+            best_elbo=stopping.best,
+            path=course.recorder.path,
+            compiled=course.steps.is_compiled,
+            failure=failure,
+            _store=store,
+        )
 
     def scope(self) -> AbstractContextManager:
         """The parameter store of the fit, to run plain functions with their trained `pyro.param`s.
@@ -169,130 +188,33 @@ def fit(
         >>> result.metrics[-1]["elbo"] > result.metrics[0]["elbo"]
         True
     """
-    _check_counts(
-        num_steps=num_steps,
-        log_every=log_every,
-        eval_every=eval_every,
-        checkpoint_every=checkpoint_every,
-        **({} if patience is None else {"patience": patience}),
-    )
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile is {compile!r}; accepted are True, False and 'auto'")
-    if clip_grad_norm is not None and not clip_grad_norm > 0:
-        raise ValueError(f"clip_grad_norm is {clip_grad_norm}; accepted is a number > 0")
     if resume and out is None:
         raise ValueError("resume is true, but out is not given; name the run directory to resume")
-    freeze = (freeze,) if isinstance(freeze, str) else tuple(freeze)
-    estimator = Trace_ELBO() if estimator is None else estimator
-    if not isinstance(estimator, ELBO):
-        raise ValueError(
-            f"estimator is {estimator!r}; accepted is an instance of a pyro.infer.ELBO, as in "
-            "Trace_ELBO()"
-        )
-    schedule = Constant() if schedule is None else schedule
-    if patience is not None and schedule(num_steps - 1) != schedule(num_steps):
-        raise ValueError(
-            f"patience is {patience}, but the schedule is still moving at the last of {num_steps} "
-            "steps, and patience counts only at its last value; end the ramp earlier"
-        )
-    place = resolve_device(device)
-    described = run_config(
-        data, model, guide, estimator, schedule, optimizer, lr_schedule, extra=config,
-        num_steps=num_steps, batch_size=batch_size, seed=seed, device=str(device),
-        compile=compile, clip_grad_norm=clip_grad_norm, freeze=list(freeze), patience=patience,
+    plan = Plan(
+        estimator=Trace_ELBO() if estimator is None else estimator,
+        schedule=Constant() if schedule is None else schedule,
+        optimizer=optimizer, num_steps=num_steps,
+        batch_size=batch_size, seed=seed, device=device, compile=compile, valid=valid,
+        lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze, patience=patience,
         log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every,
     )  # fmt: skip
-    with _own_globals() as store:
-        seed_all(seed)
-        prepared = prepare(model, guide, data, valid, batch_size, seed, place)
-        _try_once(model, guide, estimator, schedule(0), prepared)
-        optimizers = Optimizers(named_parameters(model, guide), optimizer, lr_schedule, freeze)
-        if prepared.valid is None and (patience is not None or optimizers.need_validation):
-            raise ValueError(
-                "patience and ReduceLROnPlateau go by the validation elbo, and there are no "
-                "validation data; give valid=..., or Splits that have some"
-            )
-        loop = Loop(
-            model, guide, prepared, estimator, schedule, optimizers,
-            seed=seed, clip_grad_norm=clip_grad_norm,
-            stopping=Stopping(patience, schedule(num_steps)),
-        )  # fmt: skip
+    described = plan.described(model, guide, data, config)
+    with own_globals() as store:
+        loop = plan.begin(model, guide, data)
         recorder = Recorder(out, described, resume=resume, tensorboard=tensorboard)
         recorder.begin(loop)
         bar = Progress(num_steps, progress)
         with closing(recorder), closing(bar), Interruption() as interruption:
-            bar.update(loop.step)
+            course = Course(loop, recorder, bar, plan)
             # By all steps, those before a resume too: the second part is to be as the first.
             if compile is True or (compile == "auto" and num_steps >= _FEW_STEPS):
                 # Here, for who does not compile need not wait for torch's compiler.
                 from ppl_vae.compiling import compile_loop
 
-                compile_loop(loop, num_steps, asked_for=compile is True)
-            while loop.step < num_steps and not loop.stopping.is_due:
-                # Up to the next step that somebody looks into.
-                most = min(e - loop.step % e for e in (log_every, eval_every, checkpoint_every))
-                most = min(most, num_steps - loop.step)
-                line = loop.advance(log=loop.step % log_every == 0, most=most)
-                bar.update(loop.step)
-                if line is not None:
-                    recorder.write(line)
-                    bar.show(line)
-                last = loop.step == num_steps
-                if last or loop.step % eval_every == 0 or loop.step % checkpoint_every == 0:
-                    loop.check()
-                if prepared.valid is not None and (last or loop.step % eval_every == 0):
-                    line = loop.validate()
-                    recorder.write(line)
-                    bar.show(line)
-                    if loop.stopping.best_step == loop.step:
-                        recorder.save_best(loop)
-                if last or loop.stopping.is_due or loop.step % checkpoint_every == 0:
-                    recorder.save(loop)
-                if interruption.requested and not (last or loop.stopping.is_due):
-                    loop.check()
-                    recorder.save(loop)
-                    where = f"; {recorder.path} holds the checkpoint" if recorder.path else ""
-                    raise KeyboardInterrupt(f"stopped at step {loop.step} of {num_steps}{where}")
-            if patience is not None:
-                loop.take_best()
-        return FitResult(
-            model=model,
-            guide=guide,
-            metrics=recorder.lines,
-            num_steps=loop.step,
-            stopped_early=loop.stopping.is_due,
-            best_step=loop.stopping.best_step,
-            best_elbo=loop.stopping.best,
-            path=recorder.path,
-            compiled=loop.compiled is not None,
-            _store=store,
-        )
-
-
-def _try_once(
-    model: Programs, guide: Programs, estimator: ELBO, weight: Weight, prepared: Prepared
-) -> None:
-    """Lets a pair, weight and estimator that do not go together say so before a run is begun."""
-    if isinstance(weight, Mapping) and (unknown := set(weight) - set(prepared.latents)):
-        raise ValueError(
-            f"the schedule weighs {sorted(unknown)}, which the model does not sample; accepted are "
-            f"its latent sites {prepared.latents}"
-        )
-    if isinstance(estimator, Estimator):
-        state = {name: value.clone() for name, value in estimator.state_dict().items()}
-        with looking(model, guide), weighted(weight), validation(True):
-            estimator.differentiable_loss(model, guide, *prepared.first)
-        estimator.load_state_dict(state)
-
-
-@contextmanager
-def _own_globals() -> Iterator[Any]:
-    """A parameter store of the fit's own; random state and validation as outside, afterwards."""
-    with fork(), pyro.get_param_store().scope() as store, validation(False):
-        yield store
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; accepted is an integer >= 1")
+                course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
+            while not course.is_over:
+                course.advance()
+                if interruption.requested and not course.is_over:
+                    raise KeyboardInterrupt(course.leave())
+            course.end()
+        return FitResult.of(course, store)

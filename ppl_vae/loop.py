@@ -5,11 +5,10 @@ Shapes: B data of a minibatch.
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from pyro.infer import ELBO
@@ -23,31 +22,10 @@ from ppl_vae.lines import Line, numbers, objective, plain, scalar
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
 from ppl_vae.preparation import Prepared
 from ppl_vae.randomness import looking, restore, snapshot
-from ppl_vae.schedules import Constant
 from ppl_vae.state import load_parameters, parameters_of
 from ppl_vae.stopping import Stopping
 
 __all__ = ["Loop"]
-
-
-class Compiled(Protocol):
-    """Steps without the programs; see `ppl_vae.compiled`."""
-
-    def of(self, args: tuple, weight: Weight) -> Callable[[], Tensor] | None:
-        """The step on a batch, which gives the loss before it; none if it is not for the batch."""
-        ...
-
-
-class Replayed(Protocol):
-    """Several compiled steps in a row; see `ppl_vae.compiled.replay`."""
-
-    num_steps: int
-
-    def __call__(
-        self, index: Tensor, weights: list[Weight], advanced: Callable[[], None]
-    ) -> Tensor:
-        """The losses before each step, `[S]`, of the data of these numbers, `[S, B]`."""
-        ...
 
 
 class Loop:
@@ -67,10 +45,10 @@ class Loop:
     Attributes:
         step: How many steps are made.
         best: State of model and guide at the best validation.
-        compiled: Steps in place of the programs' own; none while these run themselves.
-            Whether all is finite is then looked at where somebody looks anyway, and not every step.
-        replays: Several compiled steps at once, the longest first.
     """
+
+    #: Whether its steps are compiled; see `ppl_vae.ahead`.
+    is_compiled = False
 
     def __init__(
         self,
@@ -91,10 +69,6 @@ class Loop:
         self.stopping = stopping
         self.step = 0
         self.best: dict[str, Any] | None = None
-        self.compiled: Compiled | None = None
-        self.replays: Sequence[Replayed] = ()
-        self._safe: dict[str, Any] | None = None
-        self._sum: Tensor | None = None
         self._seed, self.clip_grad_norm = seed, clip_grad_norm
         self._trained = list(optimizers.trained.values())
         self._seconds, self._started = 0.0, time.monotonic()
@@ -105,10 +79,10 @@ class Loop:
         return self._seconds + time.monotonic() - self._started
 
     def advance(self, *, log: bool, most: int = 1) -> Line | None:
-        """Makes one step, or as many as are replayed at once.
+        """Makes one step.
 
         Args:
-            most: How many steps nobody wants to look into.
+            most: How many steps might be made at once.
             log: Also give the metrics of this step's minibatch, at the parameters before the step
                 and at the step's own noise: with weight 1 the weighted loss is minus the bound.
 
@@ -116,55 +90,62 @@ class Loop:
             NonFiniteError: The loss or a gradient is NaN or infinite; the parameters are then as
                 they were before this step.
         """
-        if not log and self.compiled is not None:
-            for replay in self.replays:
-                if replay.num_steps <= most:
-                    self._advance_by(replay)
-                    return None
+        del most
+        return self.make(*self.next(), log=log)
+
+    def next(self) -> tuple[tuple, Weight]:
+        """The minibatch and the KL weight of the next step, which the estimator is told of."""
         args = self.prepared.batch()
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
             self.estimator.set_step(self.step)
-        step = self.compiled and self.compiled.of(args, self.free_weight(weight))
-        if step is not None:
-            return self._advance_compiled(step, args, weight, log)
+        return args, weight
+
+    def make(self, args: tuple, weight: Weight, *, log: bool) -> Line | None:
+        """The step on this minibatch; as `advance`."""
         drawn = snapshot()
         self.optimizers.zero_grad()
         with weighted(weight):
             loss = self._backward(args)
         if not bool(torch.isfinite(loss + self._gradient_norm())):
             raise self._failure(args, weight, drawn, loss)
-        line = self._train_line(args, weight, loss, drawn) if log else None
+        line = self.train_line(args, weight, loss, drawn) if log else None
         if self.clip_grad_norm is not None:
             clip(self._trained, self.clip_grad_norm)
         self.optimizers.step()
         self.step += 1
         return line
 
-    def free_weight(self, weight: Weight) -> Weight:
-        """A KL weight as a compiled step takes it: tensors, unless it never changes."""
-        if isinstance(self.schedule, Constant):
-            return weight
-        like = self.prepared.first[0]
-        if isinstance(weight, Mapping):
-            return {name: like.new_tensor(float(value)) for name, value in weight.items()}
-        return like.new_tensor(float(weight))
+    def train_line(
+        self, args: tuple, weight: Weight, loss: Tensor | None, drawn: dict[str, Any]
+    ) -> Line:
+        """The metrics of a minibatch.
+
+        Args:
+            args: The minibatch.
+            weight: The KL weight.
+            loss: Where it is not known yet, the line's is NaN, and to be filled in.
+            drawn: The random state before the step.
+        """
+        num_data = self.prepared.num_data(args)
+        line = {
+            **self._head("train"),
+            "loss": math.nan if loss is None else loss.item() / num_data,
+            "weight": plain(weight),
+            "learning_rate": self.optimizers.learning_rates,
+        }
+        # The step's own noise, and none of the stream used up: logging changes no result.
+        if self.prepared.has_density and getattr(self.estimator, "is_bound", True):
+            with looking(self.model, self.guide):
+                restore(drawn)
+                loss_at_one = self.estimator.loss(self.model, self.guide, *args)
+            line["bound"] = -scalar(loss_at_one).item() / num_data
+        with looking(self.model, self.guide):
+            restore(drawn)
+            return {**line, **numbers(elbo_terms(self.model, self.guide, *args))}
 
     def check(self) -> None:
-        """Makes sure that what was not looked at is finite, and remembers where it was.
-
-        Where it is not, goes back to where it was, and makes the steps since then eagerly.
-
-        Raises:
-            NonFiniteError: As `advance`.
-        """
-        if self.compiled is None:
-            return
-        norm = sum(torch.stack(torch._foreach_norm(part)).sum() for part in self._moving())
-        if self._sum is not None and not bool(torch.isfinite(norm + self._sum)):
-            self._go_back(self.step)
-        else:
-            self._safe, self._sum = self.state_dict(), None
+        """Every step has been looked at."""
 
     def validate(self) -> Line:
         """The metrics of the validation data at KL weight 1, and what follows from them."""
@@ -223,53 +204,6 @@ class Loop:
         assert self.best is not None
         return {**self.best, **self._about(), "progress": {"step": self.stopping.best_step}}
 
-    def _advance_compiled(
-        self, step: Callable[[], Tensor], args: tuple, weight: Weight, log: bool
-    ) -> Line | None:
-        # Before the step, which moves the parameters.
-        line = self._train_line(args, weight, None, snapshot()) if log else None
-        loss = step()
-        self._sum = loss if self._sum is None else self._sum + loss
-        if line is not None:
-            line["loss"] = loss.item() / self.prepared.num_data(args)
-            if not math.isfinite(line["loss"]):
-                self._go_back(self.step + 1)
-                return None
-        self.optimizers.stepped()
-        self.step += 1
-        return line
-
-    def _advance_by(self, replay: Replayed) -> None:
-        num = replay.num_steps
-        index = torch.stack([self.prepared.stream.next_index() for _ in range(num)])
-        weights = [self.schedule(self.step + i) for i in range(num)]
-        losses = replay(index, weights, self.optimizers.stepped).sum()
-        self._sum = losses if self._sum is None else self._sum + losses
-        self.step += num
-
-    def _go_back(self, step: int) -> None:
-        """Makes the steps up to this one again, eagerly, from where all was finite."""
-        assert self._safe is not None
-        stopping = replace(self.stopping)
-        self.compiled = None
-        self.load_state_dict(self._safe, self.seconds)
-        self.stopping = stopping
-        while self.step < step:
-            self.advance(log=False)
-        warnings.warn(
-            f"a compiled step before step {step} was not finite, and the same steps made eagerly "
-            "are; training stays eager from here",
-            stacklevel=2,
-        )
-
-    def _moving(self) -> Iterator[list[Tensor]]:
-        """What a step changes."""
-        yield self._trained
-        for optimizer in self.optimizers.optimizers.values():
-            state = [v for part in optimizer.state.values() for v in part.values()]
-            if values := [v for v in state if isinstance(v, Tensor) and v.is_floating_point()]:
-                yield values
-
     def _backward(self, args: tuple) -> Tensor:
         """The programs' own loss and gradients."""
         if not hasattr(self.estimator, "differentiable_loss"):
@@ -287,25 +221,6 @@ class Loop:
     def _gradient_norm(self) -> Tensor:
         gradients = [p.grad for p in self._trained if p.grad is not None]
         return torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
-
-    def _train_line(self, args: tuple, weight: Weight, loss: Tensor | None, drawn: dict) -> Line:
-        """The line; its loss is to be filled in where it is not known yet."""
-        num_data = self.prepared.num_data(args)
-        line = {
-            **self._head("train"),
-            "loss": math.nan if loss is None else loss.item() / num_data,
-            "weight": plain(weight),
-            "learning_rate": self.optimizers.learning_rates,
-        }
-        # The step's own noise, and none of the stream used up: logging changes no result.
-        if self.prepared.has_density and getattr(self.estimator, "is_bound", True):
-            with looking(self.model, self.guide):
-                restore(drawn)
-                loss_at_one = self.estimator.loss(self.model, self.guide, *args)
-            line["bound"] = -scalar(loss_at_one).item() / num_data
-        with looking(self.model, self.guide):
-            restore(drawn)
-            return {**line, **numbers(elbo_terms(self.model, self.guide, *args))}
 
     def _head(self, split: str) -> Line:
         return {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from ppl_vae.compiled import CompiledLoss, CompiledStep
+from ppl_vae.compiling import compile_loop
 from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.guides import BottomUpGuide, MeanFieldGuide
 from ppl_vae.loop import Loop
@@ -86,16 +86,13 @@ def ours(task: Task, *, compile: bool) -> Steps:
             model, guide, prepared, estimator, Constant(), optimizers,
             seed=0, clip_grad_norm=None, stopping=Stopping(None, 1.0),
         )  # fmt: skip
-        if compile:
-            trained = list(optimizers.trained.values())
-            loss = CompiledLoss(model, guide, estimator, trained)
-            loop.compiled = CompiledStep(loss, list(optimizers.optimizers.values()))
-            loop.compiled.prepare(prepared.first, 1.0)
+        steps = compile_loop(loop, 1, asked_for=True) if compile else loop
 
     def run(num: int) -> None:
+        last = loop.step + num
         with _own_store(state):
-            for _ in range(num):
-                loop.advance(log=False)
+            while loop.step < last:
+                steps.advance(log=False, most=last - loop.step)
 
     return run
 

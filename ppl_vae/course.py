@@ -1,0 +1,119 @@
+"""The course of a training: what is logged, validated and kept along its steps."""
+
+from typing import Protocol
+
+from ppl_vae.lines import Line
+from ppl_vae.loop import Loop
+from ppl_vae.plan import Plan
+from ppl_vae.progress import Progress
+from ppl_vae.recording import Recorder
+
+__all__ = ["Course"]
+
+
+class Steps(Protocol):
+    """How a training moves on: a `Loop`, or what makes its steps in another way."""
+
+    is_compiled: bool
+
+    def advance(self, *, log: bool, most: int = 1) -> Line | None:
+        """Makes a step, or several."""
+        ...
+
+    def check(self) -> None:
+        """Makes sure that all is finite."""
+        ...
+
+
+class Course:
+    """A training on its way.
+
+    Args:
+        loop: The training.
+        recorder: What it writes.
+        bar: Where it is shown.
+        plan: When to log, to validate, to write checkpoints, and to stop.
+
+    Attributes:
+        steps: What makes the steps, the loop itself at first.
+    """
+
+    def __init__(self, loop: Loop, recorder: Recorder, bar: Progress, plan: Plan) -> None:
+        self.loop, self.recorder = loop, recorder
+        self.steps: Steps = loop
+        self._bar, self._plan = bar, plan
+        bar.update(loop.step)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are made, or the patience has run out."""
+        return self.loop.step >= self._plan.num_steps or self.loop.stopping.is_due
+
+    @property
+    def logs(self) -> bool:
+        """Whether the next step is logged."""
+        return self.loop.step % self._plan.log_every == 0
+
+    @property
+    def most(self) -> int:
+        """How many steps there are up to the next one that somebody looks into."""
+        step, plan = self.loop.step, self._plan
+        every = (plan.log_every, plan.eval_every, plan.checkpoint_every)
+        return min(*(e - step % e for e in every), plan.num_steps - step)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether something is to be done after the last step."""
+        return self._is_last or self._is_due(self._plan.eval_every, self._plan.checkpoint_every)
+
+    def advance(self) -> None:
+        """Makes a step, or several, and what is to be done after them."""
+        self.saw(self.steps.advance(log=self.logs, most=self.most))
+        if self.is_due:
+            self.look()
+
+    def saw(self, line: Line | None) -> None:
+        """Takes in that steps were made, and the line of the last one, if it has any."""
+        self._bar.update(self.loop.step)
+        if line is not None:
+            self._write(line)
+
+    def look(self) -> None:
+        """Checks, validates and keeps what is due.
+
+        Raises:
+            NonFiniteError: Steps that nobody has looked at were not finite.
+        """
+        loop = self.loop
+        self.steps.check()
+        evaluates = self._is_last or self._is_due(self._plan.eval_every)
+        if loop.prepared.valid is not None and evaluates:
+            self._write(loop.validate())
+            if loop.stopping.best_step == loop.step:
+                self.recorder.save_best(loop)
+        if self.is_over or self._is_due(self._plan.checkpoint_every):
+            self.recorder.save(loop)
+
+    def leave(self) -> str:
+        """Keeps the training where it stands; says where that is."""
+        self.steps.check()
+        self.recorder.save(self.loop)
+        path = self.recorder.path
+        where = f"; {path} holds the checkpoint" if path else ""
+        return f"stopped at step {self.loop.step} of {self._plan.num_steps}{where}"
+
+    def end(self) -> None:
+        """Puts the best parameters in place, where patience asks for them."""
+        if self._plan.patience is not None:
+            self.loop.take_best()
+
+    @property
+    def _is_last(self) -> bool:
+        return self.loop.step == self._plan.num_steps
+
+    def _is_due(self, *every: int) -> bool:
+        return any(self.loop.step % e == 0 for e in every)
+
+    def _write(self, line: Line) -> None:
+        self.recorder.write(line)
+        self._bar.show(line)
