@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ppl_vae.compiled.changes import changed, out_of_place
+
 __all__ = ["CompileError", "lower", "missing_compiler"]
 
 _OPTIONS: dict[str, Any] = {
@@ -30,6 +32,24 @@ def lower(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Se
     Raises:
         CompileError: There is no compiler, or it fails.
     """
+    try:
+        return _lower(graph, examples)
+    except CompileError:
+        # Inductor stumbles over some orders of reads and changes (KeyError of a buffer).
+        numbers = changed(graph)
+        if not numbers:
+            raise
+    function, num = _lower(out_of_place(graph), examples), len(numbers)
+
+    def call(*values: Tensor) -> Sequence[Tensor]:
+        results = function(*values)
+        torch._foreach_copy_([values[i] for i in numbers], list(results[-num:]))
+        return results[:-num]
+
+    return call
+
+
+def _lower(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
     from torch import _inductor
     from torch._guards import TracingContext, tracing
     from torch._inductor import config
