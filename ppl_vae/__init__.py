@@ -10,6 +10,7 @@ from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.config import ConfigError
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.fit import FitResult, fit
+from ppl_vae.replicas import fit_replicas
 from ppl_vae.runs import Run, load_run
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "evaluate",
     "families",
     "fit",
+    "fit_replicas",
     "guides",
     "handlers",
     "load_run",

@@ -1,6 +1,8 @@
 """Compiling a training: asked for, refused, or left to the library."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Literal
 
 from ppl_vae.ahead import Ahead, free_weight
 from ppl_vae.compiled import CompiledLoss, CompiledStep, CompileError, TraceError
@@ -10,6 +12,8 @@ from ppl_vae.compiled.tracing import TracedLoss
 from ppl_vae.estimators import Estimator
 from ppl_vae.handlers import Weight
 from ppl_vae.loop import Loop
+from ppl_vae.replica import Replica
+from ppl_vae.together import Together
 
 __all__ = ["compile_loop"]
 
@@ -53,6 +57,47 @@ def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> Ahead | Loop
     if not step.is_whole:
         optimizers.fuse()
     return Ahead(loop, step, _replays(loop, step, args, weight))
+
+
+def compile_replicas(
+    replicas: Sequence[Replica], num_steps: int, compile: bool | Literal["auto"]
+) -> Together | None:
+    """Trainings that make their steps together; none where each is to make its own.
+
+    Args:
+        replicas: The trainings, at the same step.
+        num_steps: How many steps there are in all, of each.
+        compile: Compile the graph of their step; `"auto"` where it pays for itself.
+
+    Raises:
+        TraceError: Asked for, and they have no common graph.
+        CompileError: Asked for, and there is no compiler, or it fails.
+    """
+    device = replicas[0].course.loop.prepared.first[0].device
+
+    def lowers(traced: TracedLoss) -> bool:
+        if compile is False or (compile == "auto" and not _pays(traced, num_steps)):
+            return False
+        if (missing := missing_compiler(device)) is not None:
+            raise CompileError(missing)
+        return True
+
+    def interpreted(traced: TracedLoss) -> bool:
+        return False
+
+    try:
+        try:
+            return Together(replicas, lowers)
+        except CompileError as error:
+            if compile is True:
+                raise
+            warnings.warn(f"the step of all is not compiled: {error}", stacklevel=4)
+            return Together(replicas, interpreted)
+    except (TraceError, CompileError) as error:
+        if compile is True:
+            raise type(error)(f"compile=True, and the step cannot be compiled: {error}") from error
+        warnings.warn(f"each replica is trained by itself: {error}", stacklevel=4)
+        return None
 
 
 def _replays(loop: Loop, step: CompiledStep, args: tuple, weight: Weight) -> list[Replay]:

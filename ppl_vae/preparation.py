@@ -4,7 +4,7 @@ Shapes: N data, B data of a minibatch.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from ppl_vae.data.splits import Splits
 from ppl_vae.estimators.pair import trace_pair
 from ppl_vae.randomness import fork, looking, validation
 
-__all__ = ["Prepared", "prepare", "resolve_device"]
+__all__ = ["Prepared", "prepare", "resident", "resolve_device"]
 
 
 @dataclass
@@ -49,9 +49,11 @@ class Prepared:
         """The next minibatch, on the device: as many arguments as the model takes."""
         return self._cast(self.stream.next())
 
-    def take(self, index: Tensor) -> tuple[Any, ...]:
-        """The data of these numbers, as a minibatch."""
-        return self._cast(self.stream.take(index))
+    def take(
+        self, index: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Any, ...]:
+        """The data of these numbers, as a minibatch; see `Minibatches.take`."""
+        return self._cast(self.stream.take(index, generators))
 
     def num_data(self, args: tuple[Any, ...]) -> float:
         """How many data the loss of this minibatch sums over: B, or N in a subsampled plate."""
@@ -78,7 +80,7 @@ def prepare(
             raise TypeError(f"{name} is {program!r}; accepted is a Pyro program, any callable")
         if isinstance(program, nn.Module):
             program.to(device)
-    data, valid = _resident(model, data, valid, device)
+    data, valid = resident(model, data, valid, device)
     _check(model, data, valid)
     stream = minibatches(data, batch_size, seed)
     dtype = _dtype(model, guide)
@@ -159,7 +161,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
-def _resident(
+def resident(
     model: Callable, data: TrainingData, valid: Tensor | None, device: torch.device
 ) -> tuple[TrainingData, Tensor | None]:
     """Tensors and splits on the device, in the model's floating type; validation data likewise."""

@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppl_vae.compiled.lowering import lower
-from ppl_vae.compiled.tracing import TracedLoss, tensors_of, trace_loss
+from ppl_vae.compiled.tracing import TracedLoss, held_by, tensors_of, trace_loss
 from ppl_vae.handlers import Weight
 from ppl_vae.randomness import fork
 
@@ -53,6 +53,10 @@ class CompiledLoss:
             TraceError: The pair cannot be traced.
         """
         return trace_loss(*self._pair, self.parameters, args, weight)
+
+    def held(self) -> tuple[Tensor, ...]:
+        """What its graphs hold; see `TracedLoss`."""
+        return held_by(*self._pair, self.parameters)
 
     def prepare(
         self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None

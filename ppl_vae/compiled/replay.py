@@ -79,8 +79,8 @@ class Replay:
         """
         numbers: list[list[list[float]]] = [[] for _ in self._numbers]
         for _ in range(self.num_steps):
-            for rows, (update, members) in zip(numbers, self._made.moved, strict=True):
-                rows.append(update.numbers(members))
+            for rows, row in zip(numbers, self._made.numbers(), strict=True):
+                rows.append(row)
             advanced()
         _write(self._index, index)
         for column, target in zip(self._columns(weights), self._weights, strict=True):

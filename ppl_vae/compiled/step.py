@@ -1,7 +1,7 @@
 """A whole training step as one compiled graph: loss, gradients, clipping, and the optimizers'."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,24 @@ class Made:
 
     def state(self) -> list[Tensor]:
         """What the step changes, parameters and buffers included."""
-        return [*(value.detach() for value in self.traced.held), *_states(self.moved)]
+        return [*(value.detach() for value in self.traced.held), *self.moments()]
+
+    def moments(self) -> list[Tensor]:
+        """What the optimizers keep."""
+        return [
+            value
+            for update, members in self.moved
+            for kept in update.state(members)
+            for value in kept
+        ]
+
+    def numbers(self) -> list[list[float]]:
+        """What is different in the next step, for each of `moved`; counts the step."""
+        return [update.numbers(members) for update, members in self.moved]
+
+    def blank(self) -> list[Tensor]:
+        """Numbers of no step, of the right shape."""
+        return [members[0].new_zeros(update.num_numbers) for update, members in self.moved]
 
 
 class CompiledStep:
@@ -68,6 +85,11 @@ class CompiledStep:
         self.is_whole = len(self._updates) == len(found)
         self._made: dict[Hashable, Made] = {}
 
+    @property
+    def form(self) -> Hashable:
+        """What of the updates is part of the graph, and no number of each step."""
+        return tuple(update.form for update in self._updates)
+
     def prepare(
         self, args: Sequence[Any], weight: Weight = 1.0, traced: TracedLoss | None = None
     ) -> None:
@@ -81,17 +103,28 @@ class CompiledStep:
         if not self.is_whole:
             self.loss.prepare(args, weight, traced)
             return
+        made = self.plan(traced)
+        with fork():
+            inputs = self.inputs(made, args, weight, made.blank())
+            step = trace_function(made.function, inputs)
+            function = lower(step.graph, step.inputs(inputs)) if self._lowered else step.graph
+        made = replace(made, function=_with(step, function))
+        self._made[self.loss.key(args, weight)] = made
+
+    def plan(self, traced: TracedLoss) -> Made:
+        """The step that moves what a loss reaches, as a function that is no graph yet."""
         reached = {id(parameter) for parameter in traced.reached}
         parts = [
             (update, [p for p in update.parameters if id(p) in reached]) for update in self._updates
         ]
-        parts = [(update, members) for update, members in parts if members]
-        made = Made(traced, lambda: None, parts)
-        with fork():
-            inputs = _inputs(made, self.loss.inputs(traced, args, weight), _blank(parts))
-            step = trace_function(partial(_step, made, self._max_norm), inputs)
-            function = lower(step.graph, step.inputs(inputs)) if self._lowered else step.graph
-        self._made[self.loss.key(args, weight)] = Made(traced, _with(step, function), parts)
+        made = Made(traced, lambda: None, [(update, found) for update, found in parts if found])
+        return replace(made, function=partial(_step, made, self._max_norm))
+
+    def inputs(
+        self, made: Made, args: Sequence[Any], weight: Weight, numbers: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """What a step takes, for a batch."""
+        return [*self.loss.inputs(made.traced, args, weight), *made.moments(), *numbers]
 
     def of(self, args: Sequence[Any], weight: Weight = 1.0) -> Callable[[], Tensor] | None:
         """The step on a batch, to be made; none if there are too many graphs for another.
@@ -116,13 +149,12 @@ class CompiledStep:
     def run(self, made: Made, args: Sequence[Any], weight: Weight, numbers: list[Tensor]) -> Tensor:
         """A step with these numbers, a tensor for each of `made.moved`; its loss, `[]`."""
         with torch.no_grad():
-            inputs = _inputs(made, self.loss.inputs(made.traced, args, weight), numbers)
-            return made.function(*inputs)[0]
+            return made.function(*self.inputs(made, args, weight, numbers))[0]
 
     def _inside(self, made: Made, args: Sequence[Any], weight: Weight) -> Tensor:
         numbers = [
-            torch.tensor(update.numbers(members), dtype=members[0].dtype, device=members[0].device)
-            for update, members in made.moved
+            torch.tensor(row, dtype=members[0].dtype, device=members[0].device)
+            for row, (_, members) in zip(made.numbers(), made.moved, strict=True)
         ]
         return self.run(made, args, weight, numbers)
 
@@ -155,19 +187,6 @@ def _step(made: Made, max_norm: float | None, *values: Tensor) -> tuple[Tensor]:
         for parameter, state in zip(members, kept, strict=True):
             update.apply(own[id(parameter)], found[id(parameter)], state, numbers)
     return (loss,)
-
-
-def _inputs(made: Made, loss: list[Tensor], numbers: list[Tensor]) -> list[Tensor]:
-    return [*loss, *_states(made.moved), *numbers]
-
-
-def _states(moved: list[tuple[Update, list[Tensor]]]) -> list[Tensor]:
-    return [value for update, members in moved for kept in update.state(members) for value in kept]
-
-
-def _blank(parts: list[tuple[Update, list[Tensor]]]) -> list[Tensor]:
-    """Numbers of no step, of the right shape."""
-    return [members[0].new_zeros(update.num_numbers) for update, members in parts]
 
 
 def _with(step: Traced, function: Callable) -> Callable:

@@ -22,6 +22,7 @@ __all__ = [
     "TraceError",
     "Traced",
     "TracedLoss",
+    "held_by",
     "tensors_of",
     "trace_function",
     "trace_loss",
@@ -97,7 +98,7 @@ def trace_loss(
         name = f"{type(estimator).__module__}.{type(estimator).__name__}"
         raise TraceError(f"{name} looks at the values of tensors at every site, and ours do not")
     count = len(parameters)
-    held = (*parameters, *_remembered(model, guide, estimator, parameters))
+    held = held_by(model, guide, estimator, parameters)
     batch = [value for value in args if isinstance(value, Tensor)]
     reached: list[Tensor] = []
 
@@ -161,15 +162,12 @@ def _check_same(found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _remembered(
+def held_by(
     model: Any, guide: Any, estimator: Any, parameters: Sequence[Tensor]
-) -> Iterator[Tensor]:
-    """What the programs and the estimator keep, and may change: each tensor once."""
-    seen = {id(value) for value in parameters}
-    for value in (*_kept(model), *_kept(guide), *_kept(estimator)):
-        if id(value) not in seen:
-            seen.add(id(value))
-            yield value
+) -> tuple[Tensor, ...]:
+    """The parameters, and what programs and estimator keep and may change: each tensor once."""
+    kept = (*parameters, *_kept(model), *_kept(guide), *_kept(estimator))
+    return tuple({id(value): value for value in kept}.values())
 
 
 def _kept(thing: Any) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ by the optimizer itself, at any step. What changes from step to step goes in as 
 """
 
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,12 @@ class Update(metaclass=ABCMeta):
                 self.optimizer.state[parameter].update(begun)
             found.append(self._kept(self.optimizer.state.get(parameter, {})))
         return found
+
+    @property
+    def form(self) -> Hashable:
+        """What `apply` asks of the group: of another form it is another graph."""
+        flags = (bool(self.group.get(name)) for name in ("weight_decay", "momentum", "nesterov"))
+        return type(self).__name__, len(self.parameters), *flags
 
     @abstractmethod
     def _begin(self, parameter: Tensor) -> dict[str, Any]:

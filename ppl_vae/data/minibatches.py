@@ -3,7 +3,7 @@
 Shapes: N data, B data of a minibatch.
 """
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -49,8 +49,10 @@ class Minibatches:
         """In place of `next`, the numbers of its data, `[B]`, on the host; where they have any."""
         raise NotImplementedError
 
-    def take(self, index: Tensor) -> tuple[Any, ...]:
-        """The data of these numbers."""
+    def take(
+        self, index: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Any, ...]:
+        """The data of these numbers, `[B]`; or, with R generators to draw from, of `[R, B]`."""
         raise NotImplementedError
 
     def seek(self, epoch: int, position: int) -> None:
@@ -102,11 +104,20 @@ class _FromTensor(_Indexed):
     def __init__(self, data: Splits | Tensor, batch_size: int | None, seed: int) -> None:
         x = data.train if isinstance(data, Splits) else data
         super().__init__(len(x), batch_size, seed)
-        self._x, self._draw = x, data.draw if isinstance(data, Splits) else None
+        draws = isinstance(data, Splits) and data.binarize == "dynamic"
+        self._x, self._draw = x, data.draw if draws else None
 
-    def take(self, index: Tensor) -> tuple[Any, ...]:
-        x = self._x.index_select(0, index.to(self._x.device))
-        return (x if self._draw is None else self._draw(x),)
+    def take(
+        self, index: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Any, ...]:
+        x = self._x.index_select(0, index.flatten().to(self._x.device))
+        x = x.unflatten(0, index.shape)
+        if self._draw is None:
+            return (x,)
+        if generators is None:
+            return (self._draw(x),)
+        draw = self._draw
+        return (torch.stack([draw(row, g) for row, g in zip(x, generators, strict=True)]),)
 
 
 class _FromDataset(_Indexed):
@@ -114,7 +125,9 @@ class _FromDataset(_Indexed):
         super().__init__(len(dataset), batch_size, seed)  # type: ignore[arg-type]
         self._dataset = dataset
 
-    def take(self, index: Tensor) -> tuple[Any, ...]:
+    def take(
+        self, index: Tensor, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Any, ...]:
         return _as_tuple(default_collate([self._dataset[i] for i in index.tolist()]))
 
 

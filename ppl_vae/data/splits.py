@@ -69,17 +69,18 @@ class Splits:
         """The shape of one datum, channel-first `(C, H, W)` for images."""
         return tuple(self.train.shape[1:])
 
-    def draw(self, x: torch.Tensor) -> torch.Tensor:
+    def draw(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """What a training step sees of the rows `x` of `train`.
 
         Args:
             x: `[B, *data_shape]`, on any device.
+            generator: Where to draw from, on x's device; if not given, torch's global one, so that
+                whoever restores the random state restores the draws.
 
         Returns:
-            A new draw of Bernoulli(x) under `binarize="dynamic"`, from torch's global generator of
-            x's device, so that whoever restores the random state restores the draws; else x itself.
+            A new draw of Bernoulli(x) under `binarize="dynamic"`, else x itself.
         """
-        return torch.bernoulli(x) if self.binarize == "dynamic" else x
+        return torch.bernoulli(x, generator=generator) if self.binarize == "dynamic" else x
 
     def _check_tensor(self, split: str, x: torch.Tensor) -> None:
         if not isinstance(x, torch.Tensor):
