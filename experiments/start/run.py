@@ -4,9 +4,9 @@
     python experiments/start/run.py --smoke    # seconds
     python experiments/start/run.py --before REVISION    # imports and eager starts there, too
 
-Each start is a process of its own: imports, then `fit` with one step, timed apart. Compiled, once with
-an empty cache and once with what the first has left there. Memory is the most that the process ever
-had. Starts take turns; medians over rounds.
+Each start is a process of its own: imports, then `fit` with 20 steps, timed apart. Compiled, once
+with an empty cache and once with what the first has left there. Memory is the most that the process
+ever had. Starts take turns; medians over rounds.
 """
 
 import argparse
@@ -23,7 +23,8 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAIRS = {
-    "VAE, mean field": "VAE((784,), latent_dim=20, hidden=(400,)); g = MeanFieldGuide(m, hidden=(400,))",
+    "VAE, mean field": "VAE((784,), latent_dim=20, hidden=(400,)); "
+    "g = MeanFieldGuide(m, hidden=(400,))",
     "two levels, top-down": "HierarchicalVAE((784,), latent_dims=(20, 10), hidden=(400,)); "
     "g = TopDownGuide(m, hidden=(400,))",
     "VAE, IAF": "VAE((784,), latent_dim=20, hidden=(400,)); g = IAFGuide(m, hidden=(400,))",
@@ -65,8 +66,11 @@ def starts(pairs: list[str], rounds: int, before: Path | None) -> list[Row]:
     for _ in range(rounds):
         for pair in pairs:
             with tempfile.TemporaryDirectory() as cache:
-                hows = [("eager", ", compile=False", ROOT), ("compiled, empty cache", ", compile=True", ROOT),
-                        ("compiled, filled cache", ", compile=True", ROOT)]  # fmt: skip
+                hows = [
+                    ("eager", ", compile=False", ROOT),
+                    ("compiled, empty cache", ", compile=True", ROOT),
+                    ("compiled, filled cache", ", compile=True", ROOT),
+                ]
                 if before is not None:
                     hows.insert(0, ("eager, before", "", before))
                 for how, more, root in hows:
@@ -80,7 +84,9 @@ def report(rows: list[Row]) -> None:
     print("|---|---|---|---|---|")
     for pair, how in dict.fromkeys((row["pair"], row["how"]) for row in rows):
         mine = [row for row in rows if (row["pair"], row["how"]) == (pair, how)]
-        medians = [statistics.median(row[key] for row in mine) for key in ("imported", "first", "MiB")]
+        medians = [
+            statistics.median(row[key] for row in mine) for key in ("imported", "first", "MiB")
+        ]
         print(f"| {pair} | {how} | " + " | ".join(f"{value:.3g}" for value in medians) + " |")
 
 
@@ -94,14 +100,25 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         pair = next(iter(PAIRS))
-        report([{"pair": pair, "how": "eager", **start(pair, ", compile=False", tempfile.gettempdir())}])
+        report(
+            [
+                {
+                    "pair": pair,
+                    "how": "eager",
+                    **start(pair, ", compile=False", tempfile.gettempdir()),
+                }
+            ]
+        )
         return
     with tempfile.TemporaryDirectory() as folder:
         before = None
         if options.before:
             before = Path(folder)
             archive = subprocess.run(
-                ["git", "archive", options.before, "ppl_vae"], cwd=ROOT, capture_output=True, check=True
+                ["git", "archive", options.before, "ppl_vae"],
+                cwd=ROOT,
+                capture_output=True,
+                check=True,
             )
             subprocess.run(["tar", "x", "-C", folder], input=archive.stdout, check=True)
         rows = starts(list(PAIRS), options.rounds, before)
