@@ -5,6 +5,8 @@ number to climb; a schedule weighs the KL; `fit` climbs. Each is an argument, an
 others' insides.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ppl_vae import data, estimators, evaluate, families, guides, handlers, models, schedules
 from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.config import ConfigError
@@ -13,12 +15,26 @@ from ppl_vae.fit import FitResult, fit
 from ppl_vae.replicas import fit_replicas
 from ppl_vae.runs import Run, load_run
 
+if TYPE_CHECKING:
+    from ppl_vae.laboratory import compare
+
+
+def __getattr__(name: str) -> Any:
+    # Not at once: it brings matplotlib, which training does without.
+    if name == "compare":
+        from ppl_vae.laboratory import compare
+
+        return compare
+    raise AttributeError(f"module 'ppl_vae' has no attribute '{name}'")
+
+
 __all__ = [
     "CheckpointError",
     "ConfigError",
     "FitResult",
     "NonFiniteError",
     "Run",
+    "compare",
     "data",
     "estimators",
     "evaluate",

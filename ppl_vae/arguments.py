@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from ppl_vae.axes import split_axes
 from ppl_vae.catalogue import KINDS
 from ppl_vae.choices import arguments_of
 from ppl_vae.messages import explain
@@ -16,6 +17,7 @@ __all__ = ["COMMANDS", "parse"]
 COMMANDS = {
     "train": "train a model and a guide, evaluate them, write the run and its report",
     "evaluate": "bounds, KL and log p(x) of a run; writes results.json",
+    "compare": "train a grid of runs, and compare them with error bars over seeds",
     "sample": "draw from a run's model; writes samples.npz and figures/samples.png",
     "report": "redraw a run's figures and report.html",
     "list": "what there is to choose from, and the runs that there are",
@@ -43,6 +45,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """
     if not arguments:
         raise ValueError(f"no command is given; accepted are {', '.join(COMMANDS)} and --help")
+    if arguments[0] == "compare" and not {"-h", "--help"} & set(arguments):
+        return "compare", _compared(arguments[1:])
     command, arguments, allow = arguments[0], _completed(arguments), None
     if command == "train":
         # First, since jsonargparse imports whatever a config names.
@@ -56,6 +60,22 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     chosen = options[command].as_dict()
     chosen.pop("config", None)
     return command, chosen if allow is None else {**chosen, "allow": allow}
+
+
+def _compared(arguments: Sequence[str]) -> dict[str, Any]:
+    """The options of `compare`, and of its cells what they are on each axis, and `train`'s."""
+    parser = _parser_of("compare")
+    grid = split_axes(arguments, [name for name in _names(parser) if name != "help"])
+    try:
+        chosen = parser.parse_args(grid.own).as_dict()
+    except ArgumentError as error:
+        raise ValueError(explain(str(error), _names(parser))) from None
+    if not grid.axes:
+        raise ValueError(
+            "there is nothing to compare: no option has several values, as in --seed 0 1 2, "
+            "--guide MeanFieldGuide IAFGuide"
+        )
+    return {**chosen, "cells": [(labels, parse(words)[1]) for labels, words in grid.cells()]}
 
 
 def _completed(arguments: Sequence[str]) -> list[str]:
@@ -94,6 +114,8 @@ def _parser_of(command: str) -> ArgumentParser:
         parser.add_argument("what", type=Literal[("all", *KINDS, "runs")], default="all", nargs="?",
                             help=f"One of {', '.join(KINDS)}, runs.")  # fmt: skip
         parser.add_argument("--folder", type=str, default="runs", help="Where the runs lie.")
+    elif command == "compare":
+        _add_compare_options(parser)
     elif command in COMMANDS:
         _add_run_options(parser, with_data=command != "sample")
     if command == "evaluate":
@@ -126,6 +148,25 @@ def _add_train_options(parser: ArgumentParser) -> None:
         estimator={"class_path": "ppl_vae.estimators.Trace_ELBO"},
         optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}},
     )
+
+
+def _add_compare_options(parser: ArgumentParser) -> None:
+    parser.description = (
+        f"{COMMANDS['compare']}. Besides the following, every option of train; one with several "
+        "values is an axis of the grid: --guide MeanFieldGuide IAFGuide --estimator Trace_ELBO "
+        "'TraceIWAE_ELBO(num_particles=5)' --seed 0 1 2. The same command goes on where it stopped."
+    )
+    parser.add_argument("--out", type=str, default="comparison", help="The folder to write.")
+    parser.add_argument("--split", type=Literal["train", "valid", "test"], default="test",
+                        help="On which part of the data to evaluate.")  # fmt: skip
+    parser.add_argument("--num_particles", type=int, default=1000, help="K of log p(x).")
+    parser.add_argument("--num_data", type=int | None,
+                        help="Data to evaluate on, drawn at random; all if not given.")  # fmt: skip
+    parser.add_argument("--num_workers", type=int, default=1,
+                        help="Cells at once, each in a process of one thread.")  # fmt: skip
+    parser.add_argument("--baseline", type=dict[str, str] | None,
+                        help="What to compare with, as {guide: IAFGuide}; the first row, if not "
+                        "given.")  # fmt: skip
 
 
 def _add_run_options(parser: ArgumentParser, *, with_data: bool) -> None:

@@ -10,20 +10,16 @@ import numpy as np
 
 from ppl_vae.arguments import parse
 from ppl_vae.catalogue import KINDS, catalogue
-from ppl_vae.config import instantiate
 from ppl_vae.data import Splits, load
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
 from ppl_vae.guides.cards import CARDS
-from ppl_vae.messages import about
+from ppl_vae.options import make_options
 from ppl_vae.results import evaluate_run, notes, results_table
 from ppl_vae.runs import Run, load_run
 
 __all__ = ["main"]
 
-# Made when there are data, or at once.
-_FACTORIES = ("model", "guide", "optimizer", "lr_schedule")
-_INSTANCES = ("estimator", "schedule")
 # What the user got wrong, in the words of the library; of Pyro, where it does not do all it could.
 _USER_ERRORS = (ValueError, TypeError, NotImplementedError, FileNotFoundError, PermissionError,
                 NotADirectoryError)  # fmt: skip
@@ -65,15 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(chosen: dict[str, Any]) -> None:
     from ppl_vae.training import train
 
-    for name in (key for key in (*_FACTORIES, *_INSTANCES) if key in chosen):
-        as_partial = name in _FACTORIES
-        try:
-            chosen[name] = instantiate(chosen[name], allow=chosen["allow"], as_partial=as_partial)
-        except (TypeError, ValueError) as error:
-            raise ValueError(about(name, chosen[name], error)) from error
-    report = train(**chosen)
-    _print_results(RunDirectory(report.parent).results())
-    print(f"run     {report.parent}\nreport  {report}")
+    directory = RunDirectory(train(**make_options(chosen, chosen["allow"])))
+    if not chosen.get("report", True):
+        print(f"run     {directory.path}")
+        return
+    _print_results(directory.results())
+    print(f"run     {directory.path}\nreport  {directory.report_path}")
 
 
 def _evaluate(chosen: dict[str, Any]) -> None:
@@ -108,6 +101,17 @@ def _report(chosen: dict[str, Any]) -> None:
     run = _load(chosen)
     page = write_report(run, _data(run, chosen), split=chosen["split"], seed=chosen["seed"])
     print(f"report  {page}")
+
+
+def _compare(chosen: dict[str, Any]) -> None:
+    from ppl_vae.laboratory import Cell, Evaluation, as_text, compare_cells
+
+    cells = [Cell(labels, options) for labels, options in chosen.pop("cells")]
+    num_workers, baseline, out = (chosen.pop(key) for key in ("num_workers", "baseline", "out"))
+    found = compare_cells(
+        cells, out, Evaluation(**chosen), baseline=baseline, num_workers=num_workers
+    )
+    print(f"{as_text(found)}\n\npage  {Path(out) / 'index.html'}")
 
 
 def _list(chosen: dict[str, Any]) -> None:
@@ -163,4 +167,4 @@ def _fail(message: str, code: int) -> int:
 
 
 _COMMANDS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "report": _report,
-             "list": _list}  # fmt: skip
+             "compare": _compare, "list": _list}  # fmt: skip

@@ -19,7 +19,7 @@ import yaml
 from ppl_vae.checkpoint import load_checkpoint, save_checkpoint
 from ppl_vae.config import ConfigError
 
-__all__ = ["RunDirectory", "Which"]
+__all__ = ["RunDirectory", "Which", "write_text"]
 
 Which = Literal["last", "best"]
 
@@ -82,7 +82,7 @@ class RunDirectory:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Writes `config.yaml`."""
-        _replace(self.config_path, yaml.safe_dump(dict(config), sort_keys=False))
+        write_text(self.config_path, yaml.safe_dump(dict(config), sort_keys=False))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
@@ -99,7 +99,7 @@ class RunDirectory:
     def keep_metrics(self, count: int) -> list[dict[str, Any]]:
         """Drops all but the first `count` lines, those written after the last checkpoint."""
         lines = self.metrics()[:count]
-        _replace(self.metrics_path, "".join(_line(line) for line in lines))
+        write_text(self.metrics_path, "".join(_line(line) for line in lines))
         return lines
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -128,7 +128,7 @@ class RunDirectory:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes `results.json`."""
-        _replace(self.results_path, json.dumps(results, indent=2) + "\n")
+        write_text(self.results_path, json.dumps(results, indent=2) + "\n")
 
     def _folder(self, which: Which) -> Path:
         return self.path / {"last": "checkpoint", "best": "best"}[which]
@@ -138,7 +138,7 @@ def _line(metrics: Mapping[str, Any]) -> str:
     return json.dumps(metrics) + "\n"
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".new")
     with open(temporary, "w") as file:

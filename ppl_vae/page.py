@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-__all__ = ["Picture", "render", "write"]
+__all__ = ["Picture", "Table", "render", "write"]
 
 # autoescape by name would miss the ".jinja" suffix
 TEMPLATE = Environment(
@@ -63,6 +63,14 @@ class Picture:
         return round(SCALE * width), round(SCALE * height)
 
 
+class Table(NamedTuple):
+    """A table of text; after the first `num_labels` columns come numbers."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    num_labels: int
+
+
 class Row(NamedTuple):
     """A line of the results table; a group's heading has neither value nor error."""
 
@@ -83,6 +91,7 @@ def render(
     notes: Sequence[str] = (),
     pair: Mapping[str, str] | None = None,
     verdict: str = "",
+    table: Table | None = None,
 ) -> str:
     """The page.
 
@@ -96,6 +105,7 @@ def render(
         notes: what a reader must know not to misread a number.
         pair: what was fitted, name to text: model, guide, estimator, schedule, data.
         verdict: one sentence below the title.
+        table: one table of text, above the figures.
 
     Example:
         >>> html = render(title="a < b", summary={}, config="", results={}, figures=[])
@@ -111,6 +121,7 @@ def render(
         rows=list(_rows(results)),
         config=config,
         notes=notes,
+        table=table and table._replace(rows=[list(map(_minus, row)) for row in table.rows]),
     )
 
 

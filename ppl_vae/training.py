@@ -50,6 +50,8 @@ def train(
     eval_every: int = 500,
     checkpoint_every: int = 1000,
     tensorboard: bool | None = None,
+    progress: bool | None = None,
+    report: bool = True,
     allow: Sequence[str] = (),
 ) -> Path:
     """Trains a model and a guide, evaluates them, and writes the run with its report.
@@ -78,17 +80,16 @@ def train(
         eval_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
         tensorboard: Write TensorBoard events; where installed, if not given.
+        progress: Show a bar; on a terminal, if not given.
+        report: Evaluate, and write the report; else only the run.
         allow: Modules whose classes a config may name, besides ppl_vae's.
 
     Returns:
-        The path of the report.
+        The run's folder.
 
     Raises:
         ValueError: As `ppl_vae.data.load` and `ppl_vae.fit`.
     """
-    # Here, since it brings matplotlib, which neither `--help` nor an error need wait for.
-    from ppl_vae.report import write_report
-
     if resume and out is None:
         raise ValueError("resume is true, but out is not given; name the run directory to resume")
     path = Path(out) if out is not None else _new_path()
@@ -103,14 +104,20 @@ def train(
             batch_size=batch_size, seed=seed, device=device, compile=compile, out=path,
             resume=resume, lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze,
             patience=patience, log_every=log_every, eval_every=eval_every,
-            checkpoint_every=checkpoint_every, tensorboard=tensorboard,
+            checkpoint_every=checkpoint_every, tensorboard=tensorboard, progress=progress,
             config={"data": data, "root": root, "binarize": binarize},
         )  # fmt: skip
+        if not report:
+            return path
+        # Here, since it brings matplotlib, which neither `--help` nor an error need wait for.
+        from ppl_vae.report import write_report
+
         run = load_run(path, allow, model=built, guide=paired, device=device)
         split = next(name for name in ("test", "valid", "train") if len(getattr(splits, name)))
         size = min(_NUM_DATA, len(getattr(splits, split)))
         evaluate_run(run, splits, split=split, num_particles=_NUM_PARTICLES, num_data=size)
-        return write_report(run, splits, split=split)
+        write_report(run, splits, split=split)
+        return path
 
 
 def _new_path() -> Path:

@@ -19,10 +19,9 @@ import yaml
 from ppl_vae import models
 from ppl_vae.choices import can_be_built, suggestion
 from ppl_vae.config import ConfigError, resolve
+from ppl_vae.options import CLASSES
 
 __all__ = ["vet"]
-
-_CLASSES = ("model", "guide", "estimator", "schedule", "optimizer", "lr_schedule")
 
 
 def vet(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -48,7 +47,7 @@ def vet(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         words = [("config", str(stored)), *words]
     allow = [name for key, value in words if key == "allow" for name in _list(value)]
     for key, value in words:
-        if key.partition(".")[0] in _CLASSES:
+        if key.partition(".")[0] in CLASSES:
             for path in _import_paths(_parsed(value)):
                 allow.append(path.rpartition(".")[0])
                 allow += _import(path, f"option --{key}")
@@ -64,7 +63,7 @@ def _check_config(path: str, allow: Sequence[str]) -> None:
     for key, value in _read(path).items():
         head = str(key).partition(".")[0]
         _check_key(path, head, value)
-        if head in _CLASSES:
+        if head in CLASSES:
             for name in _import_paths(value):
                 try:
                     resolve(name, allow)

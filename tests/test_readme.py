@@ -64,7 +64,7 @@ def test_the_estimators_that_a_guide_is_said_to_fit_are_those():
 
 
 def test_every_command_is_one_that_there_is():
-    commands = {"train", "evaluate", "sample", "report", "list"}
+    commands = {"train", "evaluate", "compare", "sample", "report", "list"}
     named = re.findall(r"^ppl-vae (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
     assert set(named) == commands
     makefile = (README.parent / "Makefile").read_text()

@@ -1,0 +1,27 @@
+"""The laboratory: grids of trainings, compared with error bars."""
+
+from ppl_vae.laboratory.cells import Evaluation, Record
+from ppl_vae.laboratory.compare import compare, compare_cells
+from ppl_vae.laboratory.comparison import Comparison, Row
+from ppl_vae.laboratory.grid import Cell, expand
+from ppl_vae.laboratory.statistics import Paired, holm, mean_of, paired
+from ppl_vae.laboratory.tables import as_csv, as_latex, as_markdown, as_text
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "Evaluation",
+    "Paired",
+    "Record",
+    "Row",
+    "as_csv",
+    "as_latex",
+    "as_markdown",
+    "as_text",
+    "compare",
+    "compare_cells",
+    "expand",
+    "holm",
+    "mean_of",
+    "paired",
+]

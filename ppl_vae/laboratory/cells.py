@@ -1,0 +1,132 @@
+"""One cell of a grid: trained, evaluated, and written down; finished cells are never run again."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.directory import write_text
+from ppl_vae.laboratory.grid import Cell
+from ppl_vae.options import make_options
+from ppl_vae.results import evaluate_run
+from ppl_vae.runs import load_run
+from ppl_vae.training import train
+
+__all__ = ["Evaluation", "Record", "read_record", "run_cell"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """On what finished cells are evaluated; see `ppl_vae.results.evaluate_run`."""
+
+    split: str = "test"
+    num_particles: int = 1000
+    num_data: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a cell has come to.
+
+    Attributes:
+        labels: What each axis is here.
+        options: What was asked for.
+        status: `"done"` or `"failed"`.
+        error: What a failed one failed of; empty for the others.
+        evaluation: On what it was evaluated.
+        results: The figures of `results.json`.
+        seconds: What the training took.
+        num_steps: How many steps were made.
+        validations: Of each validation step, seconds and elbo.
+    """
+
+    labels: dict[str, str]
+    options: dict[str, Any]
+    status: str
+    error: str = ""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: float = math.nan
+    num_steps: int = 0
+    validations: list[tuple[int, float, float]] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was trained and evaluated."""
+        return self.status == "done"
+
+    def metric(self, name: str) -> float:
+        """One of its figures, nan where there is none: a name of `results`, or `a.b` inside it."""
+        if name in ("seconds", "num_steps"):
+            return float(getattr(self, name)) if self.is_done else math.nan
+        value: Any = self.results
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            value = next(
+                (value[key] for key in ("value", "active", "in_use") if key in value), None
+            )
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    def elbo_after(self, seconds: float) -> float:
+        """The validation elbo of the last validation within so much time; nan before the first."""
+        found = [elbo for _, time, elbo in self.validations if time <= seconds]
+        return found[-1] if found else math.nan
+
+
+def run_cell(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
+    """Trains a cell from where it stands, evaluates it, and writes `cell.json`.
+
+    What fails is written down as failed, and is tried again next time. What is done stays as it is;
+    evaluated otherwise than is asked for now, it is evaluated anew, and not trained.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+    """
+    before = read_record(cell, folder)
+    if before is not None and before.is_done and before.evaluation == asdict(evaluation):
+        return before
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        record = _run(cell, folder, evaluation)
+    except Exception as error:  # Whatever it is, the other cells are to be run.
+        message = str(error).strip() or type(error).__name__
+        record = Record(cell.labels, cell.options, "failed", message, asdict(evaluation))
+    write_text(folder / "cell.json", json.dumps(asdict(record), indent=1) + "\n")
+    return record
+
+
+def read_record(cell: Cell, folder: Path) -> Record | None:
+    """What a cell has come to, as far as it has been written down."""
+    try:
+        found = json.loads((folder / "cell.json").read_text())
+        return Record(**{**found, "labels": cell.labels})
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+def _run(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
+    allow = cell.options.get("allow", ())
+    options = make_options(cell.options, allow)
+    train(**{**options, "out": str(folder), "resume": True, "progress": False, "report": False})
+    run = load_run(folder, allow)
+    splits = run.data(options.get("root"))
+    asked = asdict(evaluation)
+    size = len(getattr(splits, evaluation.split, ()))
+    if evaluation.num_data is not None and size:
+        asked["num_data"] = min(evaluation.num_data, size)
+    results = evaluate_run(run, splits, **asked)
+    valid = [line for line in run.metrics if line["split"] == "valid" and "elbo" in line]
+    return Record(
+        cell.labels,
+        cell.options,
+        "done",
+        evaluation=asdict(evaluation),
+        results=results,
+        seconds=run.metrics[-1]["seconds"],
+        num_steps=run.step,
+        validations=[(line["step"], line["seconds"], line["elbo"]) for line in valid],
+    )

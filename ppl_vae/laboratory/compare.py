@@ -1,0 +1,203 @@
+"""Comparing by training: the same data and steps, one thing or several varied, repeated by seed."""
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ppl_vae import page, plots
+from ppl_vae.directory import write_text
+from ppl_vae.laboratory import figures
+from ppl_vae.laboratory.cells import Evaluation, Record, read_record
+from ppl_vae.laboratory.comparison import Comparison, metrics_of
+from ppl_vae.laboratory.engine import run_all
+from ppl_vae.laboratory.grid import Cell, expand
+from ppl_vae.laboratory.tables import as_csv, as_latex, as_markdown, cells_of, headings
+from ppl_vae.training import train
+
+__all__ = ["compare", "compare_cells"]
+
+
+def compare(
+    axes: Mapping[str, Sequence[Any]],
+    base: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    baseline: Mapping[str, Any] | None = None,
+    split: str = "test",
+    num_particles: int = 1000,
+    num_data: int | None = None,
+    num_workers: int = 1,
+    progress: bool | None = None,
+) -> Comparison:
+    """Trains every cell of a grid, and compares what comes out, with errors over seeds.
+
+    Each cell is `ppl_vae.training.train` with its options: equal steps. Beside the figures at the
+    end stands the validation elbo that each had when the fastest training ended: equal time.
+    Repeats are the values of the axis `seed`; differences to the baseline are taken repeat by
+    repeat.
+
+    The grid can be interrupted, and called again: finished cells are not run again, and the one
+    under way goes on from its checkpoint. A cell that fails is shown as failed, does not stop the
+    others, and is tried again by the next call. Writes `comparison.json`, `cells.csv`, `table.md`,
+    `table.tex`, `figures/` and `index.html`, and each run into `cells/`.
+
+    Args:
+        axes: For each name of an option of `train` its values, or labels and values: classes,
+            instances, `functools.partial`s, plain data. A name with dots is an argument of an
+            object in the base, `guide.hidden`. A user's own class is written as its import path,
+            and needs its module in `allow`.
+        base: The other options of `train`.
+        out: The folder.
+        baseline: The values of the row to compare the others with, by axis; the first, where not
+            given.
+        split: On what to evaluate.
+        num_particles: K of the log p(x) of each run.
+        num_data: Evaluate on this many data, drawn at random; all if not given.
+        num_workers: How many processes; each with one thread, where there are several.
+        progress: Show a bar; on a terminal, if not given.
+
+    Raises:
+        ValueError: An option that `train` does not have, or an axis that cannot be.
+        KeyboardInterrupt: Ctrl-C; what is done is written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> base = {"data": "digits", "num_steps": 20}
+        >>> found = compare({"seed": [0, 1]}, base, out=mkdtemp(), num_particles=10, num_data=50)
+        >>> found.rows()[0].num
+        2
+    """
+    known = set(inspect.signature(train).parameters) - {"out", "resume", "progress", "report"}
+    for name in (*axes, *(base or {})):
+        if name.split(".")[0] not in known:
+            raise ValueError(f"there is no option {name}; accepted are {', '.join(sorted(known))}")
+    cells = expand(axes, base or {})
+    chosen = _baseline(cells, baseline or {})
+    evaluation = Evaluation(split, num_particles, num_data)
+    return compare_cells(
+        cells, out, evaluation, baseline=chosen, num_workers=num_workers, progress=progress
+    )
+
+
+def compare_cells(
+    cells: Sequence[Cell],
+    out: str | Path,
+    evaluation: Evaluation,
+    *,
+    baseline: Mapping[str, str] | None = None,
+    num_workers: int = 1,
+    progress: bool | None = None,
+) -> Comparison:
+    """As `compare`, of cells that are made already, all of the same axes."""
+    if num_workers < 1:
+        raise ValueError(f"num_workers is {num_workers}; accepted is >= 1")
+    out = Path(out)
+    folder = out / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[int, Record] = {}
+    disable = None if progress is None else not progress
+    bar = tqdm(total=len(cells), disable=disable, unit="cell", dynamic_ncols=True)
+
+    def comparison() -> Comparison:
+        found = [records[i] for i in sorted(records)]
+        base = dict(baseline or cells[0].labels)
+        missing = len(cells) - len(found)
+        return Comparison(list(cells[0].labels), found, base, metrics_of(found), missing)
+
+    try:
+        with bar:
+            for index, record in run_all(cells, folder, evaluation, num_workers):
+                records[index] = record
+                bar.update()
+                if not record.is_done:
+                    bar.write(f"failed: {', '.join(record.labels.values())}: {record.error}")
+    except KeyboardInterrupt:
+        for index, cell in enumerate(cells):
+            before = read_record(cell, folder / cell.name)
+            if before is not None and before.is_done:
+                records.setdefault(index, before)
+        if records:
+            _write(comparison(), cells, out)
+        raise KeyboardInterrupt(
+            f"{len(records)} of {len(cells)} cells are done; the same command goes on in {out}"
+        ) from None
+    found = comparison()
+    _write(found, cells, out)
+    return found
+
+
+def _baseline(cells: Sequence[Cell], asked: Mapping[str, Any]) -> dict[str, str]:
+    """The labels of the first cell that is as asked."""
+    wanted = {name: str(value) for name, value in asked.items()}
+    for cell in cells:
+        if all(cell.labels.get(name) == label for name, label in wanted.items()):
+            return dict(cell.labels)
+    there = {name: list(dict.fromkeys(c.labels[name] for c in cells)) for name in cells[0].labels}
+    raise ValueError(f"baseline is {wanted}, which is no cell of the grid; accepted are {there}")
+
+
+def _write(comparison: Comparison, cells: Sequence[Cell], out: Path) -> None:
+    """All files; the page last."""
+    shown = [metric for metric in comparison.metrics if metric != "seconds"][:1]
+    drawn: list[tuple[str, str, str, Any]] = []
+    if any(record.is_done for record in comparison.records):
+        for metric in shown:
+            drawn.append(("dots", "Every row", _DOTS, figures.dots(comparison, metric)))
+            drawn.append(
+                ("pareto", "Nats against cost", _PARETO, figures.pareto(comparison, metric))
+            )
+        if (figure := figures.curves(comparison)) is not None:
+            drawn.append(("curves", "Against time", _CURVES, figure))
+    pictures = []
+    for name, title, caption, figure in drawn:
+        path = plots.save(figure, out / "figures" / f"{name}.png")
+        pictures.append(page.Picture(title, caption, path.read_bytes()))
+    write_text(out / "comparison.json", json.dumps(_as_data(comparison), indent=1) + "\n")
+    write_text(out / "cells.csv", as_csv(comparison))
+    markdown = as_markdown(comparison)
+    write_text(out / "table.md", markdown)
+    write_text(out / "table.tex", as_latex(comparison))
+    axes = comparison.axes
+    varied = {n: ", ".join(dict.fromkeys(cell.labels[n] for cell in cells)) for n in axes}
+    page.write(
+        out / "index.html",
+        title="Comparison by training",
+        verdict=f"{len(comparison.records)} of {len(cells)} cells.",
+        summary={},
+        pair=varied,
+        config=yaml.safe_dump(cells[0].options, sort_keys=False),
+        results={},
+        figures=pictures,
+        notes=[line for line in markdown.split("\n\n", 1)[1].splitlines() if line],
+        table=page.Table(headings(comparison), cells_of(comparison), len(axes) - ("seed" in axes)),
+    )
+
+
+def _as_data(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "axes": comparison.axes,
+        "baseline": comparison.baseline,
+        "metrics": comparison.metrics,
+        "missing": comparison.missing,
+        "equal_time": comparison.equal_time,
+        "rows": [asdict(row) for row in comparison.rows()],
+        "cells": [asdict(record) for record in comparison.records],
+    }
+
+
+_DOTS = (
+    "Black: mean over repeats with a bar of two standard errors; red: the baseline; grey: repeats."
+)
+_PARETO = (
+    "Mean over repeats, with bars of one standard error. Rows on the red line are beaten by no "
+    "other in both; they are named."
+)
+_CURVES = (
+    "The validation elbo against the seconds of training, mean over repeats; the best ten rows."
+)
