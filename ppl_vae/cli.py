@@ -104,14 +104,14 @@ def _report(chosen: dict[str, Any]) -> None:
 
 
 def _compare(chosen: dict[str, Any]) -> None:
-    from ppl_vae.laboratory import Cell, Evaluation, as_text, compare_cells
+    from ppl_vae.laboratory import Cell, Evaluation, as_text, compare_cells, table_of
 
     cells = [Cell(labels, options) for labels, options in chosen.pop("cells")]
     num_workers, baseline, out = (chosen.pop(key) for key in ("num_workers", "baseline", "out"))
     found = compare_cells(
         cells, out, Evaluation(**chosen), baseline=baseline, num_workers=num_workers
     )
-    print(f"{as_text(found)}\n\npage  {Path(out) / 'index.html'}")
+    print(f"{as_text(table_of(found))}\n\npage  {Path(out) / 'index.html'}")
 
 
 def _list(chosen: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from ppl_vae.evaluate import Estimate
 from ppl_vae.guides import IAFGuide, MeanFieldGuide
 from ppl_vae.laboratory import cells as cells_file
 from ppl_vae.laboratory.figures import frontier
-from ppl_vae.laboratory.tables import cells_of, headings
 from ppl_vae.models import VAE
 
 BASE = {
@@ -173,10 +172,10 @@ def test_files_say_the_same_as_the_table(compared):
         assert float(line["log_marginal"]) == pytest.approx(record.metric("log_marginal"), rel=1e-8)
     data = json.loads((out / "comparison.json").read_text())
     assert len(data["cells"]) == 6 and data["baseline"]["guide"] == "MeanFieldGuide(hidden=[8])"
-    rows = cells_of(found)
+    table = lab.table_of(found)
     markdown = (out / "table.md").read_text().splitlines()
-    assert [c.strip() for c in markdown[2].strip("|").split("|")] == rows[0]
-    assert len(headings(found)) == len(rows[0])
+    assert [c.strip() for c in markdown[2].strip("|").split("|")] == table.rows[0]
+    assert len(table.headings) == len(table.rows[0])
     latex = (out / "table.tex").read_text()
     assert latex.count(r"\\") == 3 and r"MeanFieldGuide(hidden=[8])" in latex
     assert r"$-$" in latex and "active z" in latex
@@ -190,7 +189,7 @@ def test_what_is_done_is_not_run_again(compared, monkeypatch):
     out, found, axes = compared
     monkeypatch.setattr(cells_file, "train", lambda **options: pytest.fail("trained again"))
     again = lab.compare(axes, BASE, out=out, **QUICK)
-    assert lab.as_text(again) == lab.as_text(found)
+    assert lab.table_of(again) == lab.table_of(found)
 
 
 def test_another_evaluation_does_not_train_again(compared, tmp_path, monkeypatch):
@@ -226,7 +225,7 @@ def test_a_failed_cell_is_shown_and_does_not_stop_the_rest(tmp_path):
     status = [r.status for r in found.records]
     assert status == ["done", "failed", "done", "failed"]
     assert "batch_size is 1000000; accepted are 1 to" in found.records[1].error
-    text = lab.as_text(found)
+    text = lab.as_text(lab.table_of(found))
     assert "0 (1 failed)" in text and "Failed: one, 1000000: batch_size is 1000000" in text
     assert "failed" in (tmp_path / "cells.csv").read_text()
 

@@ -4,8 +4,9 @@ from ppl_vae.laboratory.cells import Evaluation, Record
 from ppl_vae.laboratory.compare import compare, compare_cells
 from ppl_vae.laboratory.comparison import Comparison, Row
 from ppl_vae.laboratory.grid import Cell, expand
+from ppl_vae.laboratory.rendering import Table, as_latex, as_markdown, as_text
 from ppl_vae.laboratory.statistics import Paired, holm, mean_of, paired
-from ppl_vae.laboratory.tables import as_csv, as_latex, as_markdown, as_text
+from ppl_vae.laboratory.tables import as_csv, table_of
 
 __all__ = [
     "Cell",
@@ -14,6 +15,7 @@ __all__ = [
     "Paired",
     "Record",
     "Row",
+    "Table",
     "as_csv",
     "as_latex",
     "as_markdown",
@@ -24,4 +26,5 @@ __all__ = [
     "holm",
     "mean_of",
     "paired",
+    "table_of",
 ]

@@ -17,7 +17,8 @@ from ppl_vae.laboratory.cells import Evaluation, Record, read_record
 from ppl_vae.laboratory.comparison import Comparison, metrics_of
 from ppl_vae.laboratory.engine import run_all
 from ppl_vae.laboratory.grid import Cell, expand
-from ppl_vae.laboratory.tables import as_csv, as_latex, as_markdown, cells_of, headings
+from ppl_vae.laboratory.rendering import as_latex, as_markdown
+from ppl_vae.laboratory.tables import as_csv, table_of
 from ppl_vae.training import train
 
 __all__ = ["compare", "compare_cells"]
@@ -160,9 +161,9 @@ def _write(comparison: Comparison, cells: Sequence[Cell], out: Path) -> None:
         pictures.append(page.Picture(title, caption, path.read_bytes()))
     write_text(out / "comparison.json", json.dumps(_as_data(comparison), indent=1) + "\n")
     write_text(out / "cells.csv", as_csv(comparison))
-    markdown = as_markdown(comparison)
-    write_text(out / "table.md", markdown)
-    write_text(out / "table.tex", as_latex(comparison))
+    table = table_of(comparison)
+    write_text(out / "table.md", as_markdown(table))
+    write_text(out / "table.tex", as_latex(table))
     axes = comparison.axes
     varied = {n: ", ".join(dict.fromkeys(cell.labels[n] for cell in cells)) for n in axes}
     page.write(
@@ -174,8 +175,8 @@ def _write(comparison: Comparison, cells: Sequence[Cell], out: Path) -> None:
         config=yaml.safe_dump(cells[0].options, sort_keys=False),
         results={},
         figures=pictures,
-        notes=[line for line in markdown.split("\n\n", 1)[1].splitlines() if line],
-        table=page.Table(headings(comparison), cells_of(comparison), len(axes) - ("seed" in axes)),
+        notes=table.remarks,
+        table=page.Table(table.headings, table.rows, table.num_labels),
     )
 
 

@@ -1,16 +1,16 @@
-"""A comparison as text: for the terminal, Markdown, LaTeX, CSV."""
+"""A comparison as a table of text, and its cells as CSV."""
 
 import csv
 import io
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ppl_vae.evaluate import Estimate
 from ppl_vae.laboratory.comparison import Comparison, Row
+from ppl_vae.laboratory.rendering import Table
 from ppl_vae.laboratory.statistics import Paired
 
-__all__ = ["as_csv", "as_latex", "as_markdown", "as_text", "cells_of", "headings"]
+__all__ = ["as_csv", "table_of"]
 
 _TITLES = {
     "log_marginal": "log p(x)",
@@ -23,60 +23,13 @@ _TITLES = {
 _SIGNIFICANT = 0.05
 
 
-def headings(comparison: Comparison) -> list[str]:
-    """The columns: axes, how many repeats, a metric and the difference in it, the other metrics."""
+def table_of(comparison: Comparison) -> Table:
+    """Axes, how many repeats, the first metric and the difference in it, the other metrics."""
     axes = [name for name in comparison.axes if name != "seed"]
     titles = [_title(name) for name in comparison.metrics]
-    return [*axes, "n", titles[0], "Δ", "p", *titles[1:]]
-
-
-def cells_of(comparison: Comparison) -> list[list[str]]:
-    """The table's text, row by row; what has failed says so."""
-    return [_texts(row, comparison.metrics) for row in comparison.rows()]
-
-
-def as_text(comparison: Comparison) -> str:
-    """For a terminal: columns under each other."""
-    lines = [headings(comparison), *cells_of(comparison)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    labels = len(comparison.axes) - ("seed" in comparison.axes)
-    texts = []
-    for line in lines:
-        padded = [
-            word.ljust(width) if i < labels else word.rjust(width)
-            for i, (word, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        texts.append("  ".join(padded).rstrip())
-    return "\n".join([*texts, "", *_remarks(comparison)])
-
-
-def as_markdown(comparison: Comparison) -> str:
-    """A Markdown table."""
-    lines = [headings(comparison), *cells_of(comparison)]
-    rows = ["| " + " | ".join(word.replace("|", "\\|") for word in line) + " |" for line in lines]
-    rows.insert(1, "|" + "---|" * len(lines[0]))
-    return "\n".join([*rows, "", *_remarks(comparison)]) + "\n"
-
-
-def as_latex(comparison: Comparison) -> str:
-    """A LaTeX table, for the package booktabs."""
-    lines = [headings(comparison), *cells_of(comparison)]
-    labels = len(comparison.axes) - ("seed" in comparison.axes)
-    columns = "l" * labels + "r" * (len(lines[0]) - labels)
-    head, *body = [" & ".join(map(_escaped, line)) + r" \\" for line in lines]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            *(f"% {remark}" for remark in _remarks(comparison)),
-            "",
-        ]
-    )
+    headings = [*axes, "n", titles[0], "Δ", "p", *titles[1:]]
+    rows = [_texts(row, comparison.metrics) for row in comparison.rows()]
+    return Table(headings, rows, len(axes), _remarks(comparison))
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -139,12 +92,3 @@ def _remarks(comparison: Comparison) -> list[str]:
     if comparison.missing:
         found.append(f"{comparison.missing} cells are not run yet.")
     return found
-
-
-def _escaped(word: str) -> str:
-    special: dict[str, str] = {c: "\\" + c for c in "&%$#_{}"}
-    special |= {"±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "~": r"\textasciitilde{}",
-                "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}  # fmt: skip
-    replaced: Callable[[str], str] = lambda c: special.get(c, c)  # noqa: E731
-    minus, rest = ("$-$", word[1:]) if re.match(r"-\d", word) else ("", word)
-    return minus + "".join(map(replaced, rest))
