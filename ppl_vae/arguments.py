@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from ppl_vae.axes import split_axes
+from ppl_vae.axes import Grid, split_axes
 from ppl_vae.catalogue import KINDS
 from ppl_vae.choices import arguments_of
 from ppl_vae.messages import explain
@@ -70,12 +70,26 @@ def _compared(arguments: Sequence[str]) -> dict[str, Any]:
         chosen = parser.parse_args(grid.own).as_dict()
     except ArgumentError as error:
         raise ValueError(explain(str(error), _names(parser))) from None
-    if not grid.axes:
+    if chosen["at"]:
+        _check_at(grid)
+    elif not grid.axes:
         raise ValueError(
             "there is nothing to compare: no option has several values, as in --seed 0 1 2, "
             "--guide MeanFieldGuide IAFGuide"
         )
     return {**chosen, "cells": [(labels, parse(words)[1]) for labels, words in grid.cells()]}
+
+
+def _check_at(grid: Grid) -> None:
+    """At runs that are there already, only the estimator can be another."""
+    given = [*grid.axes, *(name for name, _ in grid.base)]
+    if odd := [name for name in given if name.partition(".")[0] not in ("estimator", "allow")]:
+        raise ValueError(
+            f"option --{odd[0]} is not for compare --at, where runs are as they are; accepted are "
+            "--estimator, --num_draws, --num_data, --num_particles, --split, --out"
+        )
+    if "estimator" not in given:
+        raise ValueError("compare --at needs --estimator with one value or several")
 
 
 def _completed(arguments: Sequence[str]) -> list[str]:
@@ -164,6 +178,10 @@ def _add_compare_options(parser: ArgumentParser) -> None:
                         help="Data to evaluate on, drawn at random; all if not given.")  # fmt: skip
     parser.add_argument("--num_workers", type=int, default=1,
                         help="Cells at once, each in a process of one thread.")  # fmt: skip
+    parser.add_argument("--at", type=list[str], default=[],
+                        help="Runs at which to compare estimators, without training.")  # fmt: skip
+    parser.add_argument("--num_draws", type=int, default=200,
+                        help="Draws of bounds and gradients, of --at.")  # fmt: skip
     parser.add_argument("--baseline", type=dict[str, str] | None,
                         help="What to compare with, as {guide: IAFGuide}; the first row, if not "
                         "given.")  # fmt: skip

@@ -16,7 +16,7 @@ from ppl_vae.options import CLASSES
 __all__ = ["Grid", "split_axes"]
 
 # Whose several values are one list.
-_LISTS = ("allow", "freeze")
+_LISTS = ("allow", "at", "freeze")
 # What each cell is given.
 _GIVEN = ("resume", "report", "progress")
 _CALL = re.compile(r"[A-Za-z_][\w.]*\(.*\)", re.DOTALL)
@@ -68,11 +68,13 @@ def split_axes(arguments: Sequence[str], own: Sequence[str]) -> Grid:
                 f"option --{name} has no value; accepted is one, or several for an axis"
             )
         if name in own:
-            grid.own += [f"--{name}={value}" for value in values]
+            if len(values) > 1 and name not in _LISTS:
+                raise ValueError(f"option --{name} has {len(values)} values; accepted is one")
+            grid.own.append(f"--{name}={_listed(name, values)}")
         elif name in _GIVEN:
             raise ValueError(f"option --{name} is not for compare, which sets it for each cell")
         elif name in _LISTS:
-            grid.base.append((name, values[0] if len(values) == 1 else f"[{', '.join(values)}]"))
+            grid.base.append((name, _listed(name, values)))
         elif len(values) == 1:
             grid.base.append((name, values[0]))
         elif twice := [value for value in values if values.count(value) > 1]:
@@ -97,6 +99,12 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             values.append(word)
     if name:
         yield name, values
+
+
+def _listed(name: str, values: Sequence[str]) -> str:
+    if name not in _LISTS or values[0].startswith("["):
+        return values[0]
+    return "[" + ", ".join(values) + "]"
 
 
 def _spelled(name: str, value: str) -> Iterator[tuple[str, str]]:

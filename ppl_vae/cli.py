@@ -15,11 +15,13 @@ from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
 from ppl_vae.guides.cards import CARDS
 from ppl_vae.options import make_options
-from ppl_vae.results import evaluate_run, notes, results_table
+from ppl_vae.results import choose, evaluate_run, notes, results_table
 from ppl_vae.runs import Run, load_run
 
 __all__ = ["main"]
 
+# Of one batch at which estimators are compared.
+_NUM_DATA = 64
 # What the user got wrong, in the words of the library; of Pyro, where it does not do all it could.
 _USER_ERRORS = (ValueError, TypeError, NotImplementedError, FileNotFoundError, PermissionError,
                 NotADirectoryError)  # fmt: skip
@@ -106,12 +108,40 @@ def _report(chosen: dict[str, Any]) -> None:
 def _compare(chosen: dict[str, Any]) -> None:
     from ppl_vae.laboratory import Cell, Evaluation, as_text, compare_cells, table_of
 
+    at, num_draws = chosen.pop("at"), chosen.pop("num_draws")
+    if at:
+        _compare_at(at, num_draws, chosen)
+        return
     cells = [Cell(labels, options) for labels, options in chosen.pop("cells")]
     num_workers, baseline, out = (chosen.pop(key) for key in ("num_workers", "baseline", "out"))
     found = compare_cells(
         cells, out, Evaluation(**chosen), baseline=baseline, num_workers=num_workers
     )
     print(f"{as_text(table_of(found))}\n\npage  {Path(out) / 'index.html'}")
+
+
+def _compare_at(runs: Sequence[str], num_draws: int, chosen: dict[str, Any]) -> None:
+    from ppl_vae.laboratory import as_text, compare_at, label_of
+
+    estimators, allow = {}, []
+    for labels, options in chosen["cells"]:
+        allow = options.get("allow", [])
+        name = labels.get("estimator", label_of(options["estimator"]))
+        estimators[name] = make_options({"estimator": options["estimator"]}, allow)["estimator"]
+    loaded = {str(path): load_run(path, allow) for path in runs}
+    first = next(iter(loaded.values()))
+    # One batch for all: gradients of sums over it.
+    x = choose(
+        first.data(),
+        chosen["split"],
+        _NUM_DATA if chosen["num_data"] is None else chosen["num_data"],
+        seed=0,
+    )
+    pairs = {name: (run.model.eval(), run.guide.eval()) for name, run in loaded.items()}
+    found = compare_at(
+        pairs, estimators, first.like(x), num_draws=num_draws, num_particles=chosen["num_particles"]
+    )
+    print(f"{as_text(found.table())}\n\nwritten  {found.write(chosen['out'])}")
 
 
 def _list(chosen: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from ppl_vae.evaluate import (
 from ppl_vae.randomness import check_seed
 from ppl_vae.runs import Run
 
-__all__ = ["evaluate_run", "results_table"]
+__all__ = ["choose", "evaluate_run", "results_table"]
 
 
 def evaluate_run(
@@ -51,7 +51,7 @@ def evaluate_run(
     Raises:
         ValueError: An unknown or empty split, `num_data` beyond it, or K below 1.
     """
-    x = run.like(_choose(data, split, num_data, seed))
+    x = run.like(choose(data, split, num_data, seed))
     proper = run.model.is_proper(x) if hasattr(run.model, "is_proper") else True
     terms = average_terms(run.model, run.guide, x, num_particles=10, seed=seed)
     results: dict[str, Any] = {
@@ -113,7 +113,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
+def choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
+    """Data of a split, `[num_data, *data_shape]`: all, or drawn at random by `seed`.
+
+    Raises:
+        ValueError: An unknown or empty split, or `num_data` beyond it.
+    """
     if split not in ("train", "valid", "test"):
         raise ValueError(f"split is {split!r}; accepted are train, valid, test")
     x = getattr(data, split)
