@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils._pytree import tree_map_only
 
 __all__ = ["LRSchedule", "OptimizerFactory", "Optimizers", "named_parameters"]
 
@@ -156,10 +157,14 @@ class Optimizers:
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as a tree of plain data and tensors."""
+        """Everything that the next step depends on, as a tree of plain data and copies of tensors.
+
+        torch's own are the tensors that the next step changes.
+        """
         return {
             "optimizers": {
-                p: self._marked(p, o.state_dict(), None) for p, o in self.optimizers.items()
+                p: self._marked(p, tree_map_only(Tensor, Tensor.clone, o.state_dict()), None)
+                for p, o in self.optimizers.items()
             },
             "schedules": {p: s.state_dict() for p, s in self.schedules.items()},
         }

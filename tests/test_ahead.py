@@ -1,0 +1,95 @@
+"""Compiled steps ahead of anybody's look at them: what goes back, what goes on, what stays eager.
+
+No compiler here: the graph is interpreted. `test_compiled.py` has what Inductor makes of it.
+"""
+
+from functools import partial
+
+import pyro
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, RMSprop
+
+from ppl_vae import NonFiniteError, compiling, fit
+from ppl_vae.compiled import CompiledLoss, CompiledStep
+from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.models import VAE
+
+X = (torch.rand(64, 6, generator=torch.Generator().manual_seed(1)) < 0.3).double()
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    for kind in (CompiledLoss, CompiledStep):
+        monkeypatch.setattr(compiling, kind.__name__, partial(kind, lowered=False))
+    monkeypatch.setattr(compiling, "missing_compiler", lambda device: None)
+
+
+class Exploding(VAE):
+    """Its likelihood is NaN once a parameter that counts steps has come to `at`."""
+
+    def __init__(self, at):
+        super().__init__((6,), latent_dim=2, hidden=(4,))
+        self.at, self.counter = at, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        with pyro.plate("count", 1, dim=-1):
+            gone = torch.where(self.counter < 0.5 - self.at, torch.nan, 0.0)
+            # Its gradient is 1: a step of 1 lowers the counter by one.
+            pyro.factor("tick", (gone - self.counter).expand(1))
+        return super().forward(x)
+
+
+def exploding(at):
+    torch.manual_seed(0)
+    model = Exploding(at)
+    return model, MeanFieldGuide(model, hidden=(4,))
+
+
+def plain():
+    torch.manual_seed(0)
+    model = VAE((6,), latent_dim=2, hidden=(4,))
+    return model, MeanFieldGuide(model, hidden=(4,))
+
+
+def trained(compile, pair, data=X, **options):
+    how = {"num_steps": 12, "batch_size": 16, "log_every": 100, "progress": False}
+    return fit(*pair, data, compile=compile, **{**how, **options})
+
+
+def parameters(pair):
+    return [p.detach() for program in pair for p in program.parameters()]
+
+
+def check_same(ours, theirs):
+    for one, other in zip(parameters(ours), parameters(theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+# ------------------------------------------------------------------------------------ going back
+
+
+def counting(optimizer):
+    """One step of the counter is one."""
+    return {"model.counter": partial(SGD, lr=1.0), "": optimizer}
+
+
+OPTIMIZERS = {
+    "moments": partial(Adam, lr=0.01),
+    "momentum": partial(SGD, lr=1e-4, momentum=0.9),
+    "outside": partial(RMSprop, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_going_back_takes_the_optimizers_along(name):
+    """After a look, so that there are moments to go back to."""
+    messages, pairs = [], [exploding(7), exploding(7)]
+    how = {"optimizer": counting(OPTIMIZERS[name]), "num_steps": 40, "checkpoint_every": 3}
+    for compile, pair in zip((True, False), pairs, strict=True):
+        with pytest.raises(NonFiniteError, match="step 7: the loss is") as error:
+            trained(compile, pair, **how)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    check_same(*pairs)
