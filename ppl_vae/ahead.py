@@ -9,7 +9,6 @@ Shapes: S steps, B data of a minibatch.
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -73,10 +72,7 @@ class Unseen:
         """
         assert self._safe is not None
         loop = self._loop
-        # What validations have found does not change.
-        stopping = replace(loop.stopping)
         loop.load_state_dict(self._safe, loop.seconds)
-        loop.stopping = stopping
         while loop.step < step:
             loop.advance(log=False)
         warnings.warn(
@@ -138,19 +134,20 @@ class Ahead:
         return line
 
     def check(self) -> None:
-        """Makes sure that what was not looked at is finite, and remembers where it was.
+        """Makes sure that what was not looked at is finite.
 
-        Where it is not, goes back to where it was, and makes the steps since then eagerly.
+        Where it is not, goes back to what was kept, and makes the steps since then eagerly.
 
         Raises:
             NonFiniteError: As `Loop.advance`.
         """
-        if not self.is_compiled:
-            return
-        if self._unseen.is_finite():
-            self._unseen.keep()
-        else:
+        if self.is_compiled and not self._unseen.is_finite():
             self._again(self._loop.step)
+
+    def keep(self) -> None:
+        """Remembers where the training stands: a validation may have moved learning rates."""
+        if self.is_compiled:
+            self._unseen.keep()
 
     def _again(self, step: int) -> None:
         self.is_compiled = False

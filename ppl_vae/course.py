@@ -24,6 +24,10 @@ class Steps(Protocol):
         """Makes sure that all is finite."""
         ...
 
+    def keep(self) -> None:
+        """Remembers where the training stands, all that is due there being done."""
+        ...
+
 
 class Course:
     """A training on its way.
@@ -93,6 +97,7 @@ class Course:
                 self.recorder.save_best(loop)
         if self.is_over or self._is_due(self._plan.checkpoint_every):
             self.recorder.save(loop)
+        self.steps.keep()
 
     def leave(self) -> str:
         """Keeps the training where it stands; says where that is."""

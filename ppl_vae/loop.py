@@ -147,6 +147,9 @@ class Loop:
     def check(self) -> None:
         """Every step has been looked at."""
 
+    def keep(self) -> None:
+        """There is nothing to go back to."""
+
     def validate(self) -> Line:
         """The metrics of the validation data at KL weight 1, and what follows from them."""
         assert self.prepared.valid is not None

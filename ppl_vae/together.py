@@ -235,12 +235,15 @@ class _Member:
         if not self._together.has(self._index):
             return
         self.unseen.add(self._together.sum_of(self._index))
-        if self.unseen.is_finite():
+        if not self.unseen.is_finite():
+            self._together.leave(self._index)
+            self.is_compiled = False
+            self.unseen.again(self._loop.step)
+
+    def keep(self) -> None:
+        """As `Ahead.keep`."""
+        if self._together.has(self._index):
             self.unseen.keep()
-            return
-        self._together.leave(self._index)
-        self.is_compiled = False
-        self.unseen.again(self._loop.step)
 
 
 def _step_of(loop: Loop) -> CompiledStep:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from ppl_vae import NonFiniteError, compiling, fit
 from ppl_vae.compiled import CompiledLoss, CompiledStep
@@ -92,4 +93,21 @@ def test_going_back_takes_the_optimizers_along(name):
             trained(compile, pair, **how)
         messages.append(str(error.value))
     assert messages[0] == messages[1]
+    check_same(*pairs)
+
+
+def test_going_back_keeps_what_a_validation_has_changed():
+    """The rate falls where the training goes back to, at the validation of step 6."""
+
+    def falls(optimizer):
+        # Any validation but the first is a bad one.
+        rate = optimizer.param_groups[0]["lr"]
+        return ReduceLROnPlateau(optimizer, patience=0, threshold=0.9, factor=0.5, min_lr=rate // 1)
+
+    how = {"eval_every": 2, "num_steps": 40, "lr_schedule": falls, "valid": X[:8]}
+    how["optimizer"] = counting(partial(SGD, lr=1e-3))
+    pairs = [exploding(7), exploding(7)]
+    for compile, pair in zip((True, False), pairs, strict=True):
+        with pytest.raises(NonFiniteError, match="step 7: the loss is"):
+            trained(compile, pair, **how)
     check_same(*pairs)
