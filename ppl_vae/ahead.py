@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.handlers import Weight
 from ppl_vae.lines import Line
 from ppl_vae.loop import Loop
@@ -76,8 +77,8 @@ class Unseen:
         while loop.step < step:
             loop.advance(log=False)
         warnings.warn(
-            f"a compiled step before step {step} was not finite, and the same steps made eagerly "
-            "are; training stays eager from here",
+            f"compiled steps before step {step} fail or are not finite, and the same steps made "
+            "eagerly are; training stays eager from here",
             stacklevel=2,
         )
 
@@ -118,11 +119,16 @@ class Ahead:
                     return None
         args, weight = loop.next()
         step = self._step.of(args, free_weight(loop, weight))
-        if step is None:
-            return loop.make(args, weight, log=log)
-        # Before the step, which moves the parameters.
-        line = loop.train_line(args, weight, None, snapshot()) if log else None
-        loss = step()
+        try:
+            if step is None:
+                return loop.make(args, weight, log=log)
+            # Before the step, which moves the parameters.
+            line = loop.train_line(args, weight, None, snapshot()) if log else None
+            loss = step()
+        except (NonFiniteError, RuntimeError):
+            # By a step that nobody has looked at, perhaps: who draws by NaN, or inverts it, fails.
+            self._again(loop.step + 1)
+            return None
         self._unseen.add(loss)
         if line is not None:
             line["loss"] = loss.item() / loop.prepared.num_data(args)

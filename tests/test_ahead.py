@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader, TensorDataset
 
 from ppl_vae import NonFiniteError, compiling, fit
 from ppl_vae.compiled import CompiledLoss, CompiledStep
-from ppl_vae.guides import MeanFieldGuide
-from ppl_vae.models import VAE
+from ppl_vae.estimators import TraceVIMCO_ELBO
+from ppl_vae.guides import GaussianMixtureGuide, MeanFieldGuide
+from ppl_vae.models import VAE, GaussianMixtureVAE
 
 X = (torch.rand(64, 6, generator=torch.Generator().manual_seed(1)) < 0.3).double()
 
@@ -110,4 +112,50 @@ def test_going_back_keeps_what_a_validation_has_changed():
     for compile, pair in zip((True, False), pairs, strict=True):
         with pytest.raises(NonFiniteError, match="step 7: the loss is"):
             trained(compile, pair, **how)
+    check_same(*pairs)
+
+
+def test_nan_before_a_step_of_the_programs_own_is_found_where_it_was(monkeypatch):
+    """Of a shape of batch that there is no graph for any more."""
+    monkeypatch.setattr(CompiledLoss, "max_graphs", 1)
+    data = DataLoader(TensorDataset(X[:24]), batch_size=16)
+    pairs = [exploding(4), exploding(4)]
+    how = {"batch_size": None, "optimizer": counting(OPTIMIZERS["moments"])}
+    for compile, pair in zip((True, False), pairs, strict=True):
+        with pytest.raises(NonFiniteError, match="step 4: the loss is"):
+            trained(compile, pair, data, **how)
+    check_same(*pairs)
+
+
+def mixture():
+    torch.manual_seed(0)
+    model = GaussianMixtureVAE((6,), num_components=2, latent_dim=2, hidden=(4,))
+    return model, GaussianMixtureGuide(model, hidden=(4,), enumerate=False)
+
+
+def test_a_draw_by_nan_is_diagnosed_as_ever():
+    """A Categorical of NaN raises an error of torch's, which hides the step before."""
+    messages, how = [], {"estimator": TraceVIMCO_ELBO(2), "optimizer": partial(SGD, lr=1e9)}
+    for compile in (True, False):
+        with pytest.raises(NonFiniteError) as error:
+            trained(compile, mixture(), **how)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_what_fails_compiled_alone_goes_on_eagerly(monkeypatch):
+    pairs = [plain(), plain()]
+    calls, call = [], CompiledStep.run
+
+    def run(*args):
+        calls.append(None)
+        if len(calls) == 5:
+            raise RuntimeError("out of luck")
+        return call(*args)
+
+    monkeypatch.setattr(CompiledStep, "run", run)
+    with pytest.warns(UserWarning, match="before step 5 fail or are not finite, and the same"):
+        result = trained(True, pairs[0], checkpoint_every=3)
+    assert not result.compiled and result.num_steps == 12 and len(calls) == 5
+    trained(False, pairs[1])
     check_same(*pairs)
