@@ -37,6 +37,10 @@ class Replayed(Protocol):
 
     num_steps: int
 
+    def takes(self, weights: list[Weight]) -> bool:
+        """Whether the steps are for these KL weights."""
+        ...
+
     def __call__(
         self, index: Tensor, weights: list[Weight], advanced: Callable[[], None]
     ) -> Tensor:
@@ -114,8 +118,7 @@ class Ahead:
             return loop.advance(log=log)
         if not log:
             for replay in self._replays:
-                if replay.num_steps <= most:
-                    self._advance_by(replay)
+                if replay.num_steps <= most and self._advance_by(replay):
                     return None
         args, weight = loop.next()
         step = self._step.of(args, free_weight(loop, weight))
@@ -159,12 +162,16 @@ class Ahead:
         self.is_compiled = False
         self._unseen.again(step)
 
-    def _advance_by(self, replay: Replayed) -> None:
+    def _advance_by(self, replay: Replayed) -> bool:
+        """Replays; whether it is for these steps."""
         loop, num = self._loop, replay.num_steps
-        index = torch.stack([loop.prepared.stream.next_index() for _ in range(num)])
         weights = [loop.schedule(loop.step + i) for i in range(num)]
+        if not replay.takes(weights):
+            return False
+        index = torch.stack([loop.prepared.stream.next_index() for _ in range(num)])
         self._unseen.add(replay(index, weights, loop.optimizers.stepped).sum())
         loop.step += num
+        return True
 
 
 def free_weight(loop: Loop, weight: Weight) -> Weight:

@@ -4,6 +4,7 @@ Shapes: R replicas, B data of a minibatch.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from ppl_vae.ahead import Unseen, as_tensors
 from ppl_vae.compiled import CompiledLoss, CompiledStep, TraceError
 from ppl_vae.compiled.replicated import ReplicatedStep, twin
-from ppl_vae.compiled.tracing import TracedLoss
+from ppl_vae.compiled.tracing import TracedLoss, sites_of
 from ppl_vae.estimators import Estimator
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.lines import Line
@@ -69,7 +70,16 @@ class Together:
     def advance(self) -> None:
         """Makes a step of each, and what is to be done after it."""
         members = self.members
-        args, weights = self._next(members)
+        weights = [self._loops[i].schedule(self._loops[i].step) for i in self._rows(members)]
+        if any(sites_of(weight) != self._sites for weight in weights):
+            warnings.warn(
+                f"from step {self._loops[members[0]].step} on each replica is trained by itself: "
+                "the schedule weighs other sites than before",
+                stacklevel=4,
+            )
+            self.part()
+            return
+        args = self._next(members)
         course = self._replicas[members[0]].course
         lines: dict[int, Line] = {}
         if course.logs:
@@ -100,10 +110,12 @@ class Together:
         return value
 
     def part(self) -> None:
-        """Lets all go their own ways from where they stand."""
+        """Lets all go their own ways from where they stand, if that is finite."""
         for index in self.members:
-            with self._awake(index):
-                self.leave(index)
+            with self._awake(index), self._replicas[index].failing():
+                self._replicas[index].course.steps.check()
+                if self.has(index):
+                    self.leave(index)
 
     def leave(self, index: int) -> None:
         """Lets one that is awake go its own way from where it stands."""
@@ -133,24 +145,26 @@ class Together:
         with self._awake(index):
             return self._loops[index].train_line(tuple(args), weight, None, snapshot())
 
-    def _next(self, members: Sequence[int]) -> tuple[list[Tensor], list[Weight]]:
-        """The minibatches, `[R, B, ...]`, and weights of the next step; of an idle one any."""
+    def _rows(self, members: Sequence[int]) -> list[int]:
+        """Whose step each row makes: its own, or, where that one has left, any other's."""
+        return [i if i in members else members[0] for i in range(len(self._loops))]
+
+    def _next(self, members: Sequence[int]) -> list[Tensor]:
+        """The minibatches of the next step, `[R, B, ...]`."""
         lead = members[0]
-        loops = [self._loops[i if i in members else lead] for i in range(len(self._loops))]
-        weights = [loop.schedule(loop.step) for loop in loops]
         for i in members:
             if hasattr(self._loops[i].estimator, "set_step"):
                 self._loops[i].estimator.set_step(self._loops[i].step)
         prepared = self._loops[lead].prepared
         if prepared.stream.is_resident:
             index = {i: self._loops[i].prepared.stream.next_index() for i in members}
-            rows = torch.stack([index.get(i, index[lead]) for i in range(len(loops))])
-            return list(prepared.take(rows, self._generators)), weights
+            rows = torch.stack([index[i] for i in self._rows(members)])
+            return list(prepared.take(rows, self._generators))
         batches = {}
         for i in members:
             with self._awake(i):
                 batches[i] = self._loops[i].prepared.batch()
-        return _stacked([batches.get(i, batches[lead]) for i in range(len(loops))]), weights
+        return _stacked([batches[i] for i in self._rows(members)])
 
     def _columns(self, weights: Sequence[Weight]) -> list[Tensor]:
         """The tensors of the weights, `[R]`; none where they are part of the graph."""
@@ -168,8 +182,8 @@ class Together:
         if not all(isinstance(value, Tensor) for args in batches for value in args):
             raise TraceError("a minibatch holds something that is no tensor")
         weights = [loop.schedule(loop.step) for loop in self._loops]
-        kinds = {tuple(w) if isinstance(w, Mapping) else None for w in weights}
-        if len(kinds) > 1:
+        self._sites = sites_of(weights[0])
+        if any(sites_of(weight) != self._sites for weight in weights):
             raise TraceError("the schedules weigh different sites")
         free = [w if self._weight is not None else as_tensors(w, self._loops[0]) for w in weights]
         steps = [_step_of(loop) for loop in self._loops]

@@ -6,8 +6,10 @@ No compiler here: the graph is interpreted. `test_compiled.py` has what Inductor
 from functools import partial
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -158,4 +160,48 @@ def test_what_fails_compiled_alone_goes_on_eagerly(monkeypatch):
         result = trained(True, pairs[0], checkpoint_every=3)
     assert not result.compiled and result.num_steps == 12 and len(calls) == 5
     trained(False, pairs[1])
+    check_same(*pairs)
+
+
+# ----------------------------------------------------------------------- what is another graph
+
+
+class TwoSites(PyroModule):
+    """A model, or its guide."""
+
+    def __init__(self, observes):
+        super().__init__()
+        self.observes, self.locs = observes, nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            one = pyro.sample("z1", dist.Normal(self.locs[0], 1.0))
+            two = pyro.sample("z2", dist.Normal(self.locs[1] * one, 1.0))
+            if self.observes:
+                pyro.sample("x", dist.Normal((one + two)[:, None], 1.0).to_event(1), obs=x)
+
+
+def two_sites():
+    return TwoSites(True), TwoSites(False)
+
+
+def by_order(step):
+    return {"z1": 0.5, "z2": 0.1} if step < 4 else {"z2": 0.1, "z1": 0.5}
+
+
+def by_sites(step):
+    return 0.3 if step < 4 else {"z2": 0.1}
+
+
+@pytest.mark.parametrize(
+    "schedule, at_once",
+    [(by_order, ()), (by_sites, ()), (by_sites, (3, 1))],
+    ids=["order", "sites", "in a row"],
+)
+def test_weights_of_other_sites_are_another_graph(monkeypatch, schedule, at_once):
+    monkeypatch.setattr(compiling, "_REPLAYED_ON", ("cpu",))
+    monkeypatch.setattr(compiling, "_AT_ONCE", at_once)
+    pairs = [two_sites(), two_sites()]
+    for compile, pair in zip((True, False), pairs, strict=True):
+        assert trained(compile, pair, schedule=schedule).compiled == compile
     check_same(*pairs)

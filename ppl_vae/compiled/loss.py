@@ -1,6 +1,6 @@
 """Loss and gradients of a batch, compiled."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 
 from ppl_vae.compiled.lowering import lower
-from ppl_vae.compiled.tracing import TracedLoss, held_by, tensors_of, trace_loss
+from ppl_vae.compiled.tracing import TracedLoss, held_by, sites_of, tensors_of, trace_loss
 from ppl_vae.handlers import Weight
 from ppl_vae.randomness import fork
 
@@ -113,8 +113,9 @@ class CompiledLoss:
     @staticmethod
     def key(args: Sequence[Any], weight: Weight) -> Hashable:
         """What a graph is for."""
-        free = bool(tensors_of(weight))
-        return (tuple(_kind(value) for value in args), None if free else repr(weight))
+        weights = weight.values() if isinstance(weight, Mapping) else [weight]
+        numbers = (None if isinstance(value, Tensor) else value for value in weights)
+        return tuple(_kind(value) for value in args), sites_of(weight), *numbers
 
 
 def _kind(value: Any) -> Hashable:

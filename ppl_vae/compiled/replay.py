@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.compiled.step import CompiledStep
-from ppl_vae.compiled.tracing import TraceError, tensors_of, with_tensors
+from ppl_vae.compiled.tracing import TraceError, sites_of, tensors_of, with_tensors
 from ppl_vae.handlers import Weight
 from ppl_vae.randomness import fork
 
@@ -62,6 +62,10 @@ class Replay:
         ]
         self._losses = self._numbers[0].new_zeros(num_steps)
         self._play = self._capture() if device.type == "cuda" else self._all
+
+    def takes(self, weights: Sequence[Weight]) -> bool:
+        """Whether these KL weights are of the sites that the graph weighs."""
+        return all(sites_of(weight) == sites_of(self._weight) for weight in weights)
 
     def __call__(
         self, index: Tensor, weights: Sequence[Weight], advanced: Callable[[], None]

@@ -23,6 +23,7 @@ __all__ = [
     "Traced",
     "TracedLoss",
     "held_by",
+    "sites_of",
     "tensors_of",
     "trace_function",
     "trace_loss",
@@ -186,6 +187,11 @@ def tensors_of(weight: Weight) -> list[Tensor]:
     """The tensors of a KL weight."""
     values = weight.values() if isinstance(weight, Mapping) else [weight]
     return [value for value in values if isinstance(value, Tensor)]
+
+
+def sites_of(weight: Weight) -> tuple[str, ...] | None:
+    """The sites that a KL weight names, in its order; none where it is one for all."""
+    return tuple(weight) if isinstance(weight, Mapping) else None
 
 
 def with_tensors(weight: Weight, values: Iterator[Tensor]) -> Weight:
