@@ -10,7 +10,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils._pytree import tree_map_only
 
-__all__ = ["LRSchedule", "OptimizerFactory", "Optimizers", "named_parameters"]
+__all__ = [
+    "LRSchedule",
+    "OptimizerFactory",
+    "Optimizers",
+    "check_prefix",
+    "fits",
+    "named_parameters",
+]
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 LRSchedule = Callable[[Optimizer], LRScheduler | ReduceLROnPlateau]
@@ -59,11 +66,11 @@ class Optimizers:
     ) -> None:
         freeze = (freeze,) if isinstance(freeze, str) else freeze
         for prefix in freeze:
-            _check_prefix(prefix, parameters, "freeze")
+            check_prefix(prefix, parameters, "freeze")
         self.trained = {
             name: parameter
             for name, parameter in parameters.items()
-            if parameter.requires_grad and not any(_fits(name, prefix) for prefix in freeze)
+            if parameter.requires_grad and not any(fits(name, prefix) for prefix in freeze)
         }
         if not self.trained:
             raise ValueError(
@@ -77,10 +84,10 @@ class Optimizers:
             )
         groups = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
         for prefix in groups:
-            _check_prefix(prefix, self.trained, "optimizer")
+            check_prefix(prefix, self.trained, "optimizer")
         members: dict[str, list[Tensor]] = {prefix: [] for prefix in groups}
         for name, parameter in self.trained.items():
-            fitting = [prefix for prefix in groups if _fits(name, prefix)]
+            fitting = [prefix for prefix in groups if fits(name, prefix)]
             if not fitting:
                 raise ValueError(
                     f"no optimizer was given for the parameter '{name}'; its name fits none of "
@@ -217,12 +224,14 @@ def _make(option: str, factory: Callable[[Any], Any], argument: Any) -> Any:
         raise ValueError(f"{option} {name}({given}): {error}") from error
 
 
-def _fits(name: str, prefix: str) -> bool:
+def fits(name: str, prefix: str) -> bool:
+    """Whether a parameter belongs to a group: the prefix ends where a part of the name does."""
     return prefix == "" or name == prefix or name.startswith(prefix + ".")
 
 
-def _check_prefix(prefix: str, parameters: Mapping[str, Tensor], what: str) -> None:
-    if not any(_fits(name, prefix) for name in parameters):
+def check_prefix(prefix: str, parameters: Mapping[str, Tensor], what: str) -> None:
+    """Raises `ValueError` for a prefix, an entry of `what`, that no parameter belongs to."""
+    if not any(fits(name, prefix) for name in parameters):
         raise ValueError(
             f"{what} names '{prefix}', which no parameter's name begins with; accepted are "
             f"beginnings of {', '.join(list(parameters)[:8])}, ..."
