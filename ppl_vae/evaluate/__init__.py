@@ -1,8 +1,11 @@
 """Evaluation: figures with their standard errors, and what the latents do."""
 
+from ppl_vae.evaluate.bounds import Bound, bound_at
 from ppl_vae.evaluate.bracket import Bracket, bracket
+from ppl_vae.evaluate.cost import StepCost, step_cost
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
+from ppl_vae.evaluate.gradients import GradientSignal, GroupSignal, gradient_signal
 from ppl_vae.evaluate.inference_gaps import InferenceGaps, inference_gaps
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
@@ -17,22 +20,29 @@ from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
     "ActiveUnits",
+    "Bound",
     "Bracket",
     "Estimate",
+    "GradientSignal",
+    "GroupSignal",
     "InferenceGaps",
+    "StepCost",
     "Terms",
     "active_units",
     "aggregate_posterior",
     "average_terms",
+    "bound_at",
     "bracket",
     "class_probabilities",
     "decode",
     "elbo_terms",
+    "gradient_signal",
     "inference_gaps",
     "log_marginal",
     "posterior_means",
     "reconstruct",
     "sample_prior",
+    "step_cost",
     "traverse",
     "unit_kl",
 ]
