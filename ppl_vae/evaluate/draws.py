@@ -1,6 +1,7 @@
 """Draws of an estimator at one point: its value or its gradient, each from a seed of its own."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,11 +27,15 @@ def at_rest() -> Iterator[None]:
         yield
 
 
-def seeds(seed: int, num_draws: int) -> list[int]:
-    """A seed for each draw; the first ones are the same however many there are."""
+def seeds(seed: int, num_draws: int, what: str = "draws") -> list[int]:
+    """A seed for each draw; the first ones are the same however many there are.
+
+    Those for something else, `what`, are others. Hashed, for torch's generator on the CPU makes
+    nothing of a seed's upper half: seeds that differ there would give the same draws.
+    """
     check_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    return [int(torch.randint(2**62, (), generator=generator)) for _ in range(num_draws)]
+    chosen = random.Random(f"{what} {seed}")
+    return [chosen.getrandbits(62) for _ in range(num_draws)]
 
 
 class EstimatorDraws:

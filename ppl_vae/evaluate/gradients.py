@@ -22,9 +22,6 @@ from ppl_vae.randomness import on_copies
 
 __all__ = ["GradientSignal", "GroupSignal", "gradient_signal"]
 
-# Changes a seed to that of the reference's draws, which are to be others.
-_OTHERS = 1 << 62
-
 
 @dataclass(frozen=True)
 class GradientSignal:
@@ -149,7 +146,7 @@ def gradient_signal(
             else:
                 other = EstimatorDraws(model, guide, reference, x, weight)
                 theirs = GradientDraws(
-                    other, names, seeds(seed ^ _OTHERS, num_reference), max_entries
+                    other, names, seeds(seed, num_reference, "reference"), max_entries
                 )
                 of_theirs = _moments(theirs)
                 value = of_theirs.mean
