@@ -354,7 +354,7 @@ def test_log_marginal_stays_with_programs_that_cannot_be_compiled(single, monkey
     model, guide = plain()
     how = {"num_particles": 4, "seed": 3}
     expected = log_marginal(model, guide, X, compile=False, **how)
-    monkeypatch.setattr("ppl_vae.evaluate.likelihood._MANY_DRAWS", 1)
+    monkeypatch.setattr("ppl_vae.evaluate.weights._MANY_DRAWS", 1)
     monkeypatch.setattr(function, "missing_compiler", lambda device: "there is no C++ compiler")
     with pytest.warns(UserWarning, match=r"evaluation stays eager: there is no C\+\+ compiler"):
         found = log_marginal(model, guide, X, **how)

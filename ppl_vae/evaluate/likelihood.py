@@ -3,25 +3,18 @@
 Shapes: K particles, B data.
 """
 
-import math
 from collections.abc import Callable
 from typing import Literal
 
-import pyro
 import torch
 from torch import Tensor
 
-from ppl_vae.estimators.pair import Pair, trace_pair
-from ppl_vae.estimators.particles import Particles
-from ppl_vae.estimators.sites import PARTICLES
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.terms import batches
+from ppl_vae.evaluate.weights import Weights, WeightSums, data_at_once
 from ppl_vae.randomness import untouched
 
 __all__ = ["log_marginal"]
-
-# Below, compiling takes longer than it saves.
-_MANY_DRAWS = 5_000_000
 
 
 def log_marginal(
@@ -68,95 +61,13 @@ def log_marginal(
     """
     if num_particles < 1:
         raise ValueError(f"num_particles is {num_particles}; accepted is >= 1")
-    weigh = _Weights(model, guide, compile, len(x) * num_particles)
+    weights = Weights(model, guide, compile, len(x) * num_particles)
     values, errors = [], []
     with untouched(seed), torch.no_grad():
-        size = max(1, min(len(x), chunk_size // min(num_particles, 50)))
-        for batch in batches(x, size):
-            value, error = _one_batch(weigh, batch, num_particles, chunk_size)
-            values.append(value)
-            errors.append(error)
+        for batch in batches(x, data_at_once(len(x), num_particles, chunk_size)):
+            sums = WeightSums(len(batch), x.device)
+            for log_w in weights.chunks(batch, num_particles, chunk_size):
+                sums.add(log_w)
+            values.append(sums.log_mean.to(x.dtype))
+            errors.append(sums.standard_error.to(x.dtype))
     return Estimate(torch.cat(values), torch.cat(errors))
-
-
-class _Weights:
-    """Log weights of a pair, by the programs or by a graph of them for each shape.
-
-    Args:
-        model: The model.
-        guide: The guide.
-        compile: Whether to compile.
-        num_draws: How many particles there will be, of all data together.
-    """
-
-    def __init__(
-        self, model: Callable, guide: Callable, compile: bool | Literal["auto"], num_draws: int
-    ) -> None:
-        self._pair, self._asked_for = (model, guide), compile is True
-        self._compiles = compile is True or (compile == "auto" and num_draws >= _MANY_DRAWS)
-        self._made: dict[tuple[int, int], Callable] = {}
-
-    def depth(self, x: Tensor) -> int:
-        """How many plate dimensions the pair uses."""
-        return _depth(trace_pair(*self._pair, (x,), {}))
-
-    def __call__(self, x: Tensor, size: int, depth: int) -> Tensor:
-        """log w, `[K, B]`, of so many particles."""
-        if not self._compiles:
-            return _log_weights(*self._pair, x, size, depth)
-        key = len(x), size
-        if key not in self._made:
-            from ppl_vae.compiled.function import compiled_function
-
-            self._made[key] = compiled_function(
-                lambda x: _log_weights(*self._pair, x, size, depth), x, asked_for=self._asked_for
-            )
-        return self._made[key](x)
-
-
-def _one_batch(
-    weigh: _Weights, x: Tensor, num_particles: int, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    depth = weigh.depth(x)
-    at_once = max(1, chunk_size // len(x))
-    # Running sums of w and w^2, in double: thousands of chunks would drown in rounding.
-    log_sum = log_sum_square = x.new_full((len(x),), -math.inf, dtype=torch.float64)
-    left = num_particles
-    while left > 0:
-        size = min(at_once, left)
-        log_w = weigh(x, size, depth).double()  # [K, B]
-        log_sum = torch.logaddexp(log_sum, log_w.logsumexp(0))
-        log_sum_square = torch.logaddexp(log_sum_square, (2 * log_w).logsumexp(0))
-        left -= size
-    log_k = math.log(num_particles)
-    # Var(w) / mean(w)^2 = K sum(w^2) / sum(w)^2 - 1
-    relative = (log_k + log_sum_square - 2 * log_sum).exp() - 1
-    if num_particles == 1:
-        error = torch.full_like(relative, math.nan)
-    else:
-        error = (relative.clamp(min=0) / (num_particles - 1)).sqrt()
-    return (log_sum - log_k).to(x.dtype), error.to(x.dtype)
-
-
-def _log_weights(model: Callable, guide: Callable, x: Tensor, size: int, depth: int) -> Tensor:
-    plate = pyro.plate(PARTICLES, size, dim=-depth - 1)
-    pair = trace_pair(plate(model), plate(guide), (x,), {})
-    return Particles([pair], 1, size).log_weights.squeeze(0)
-
-
-def _depth(pair: Pair) -> int:
-    """How many plate dimensions the pair uses; refuses pairs that have no weights per datum."""
-    if not pair.has_density:
-        raise ValueError(
-            "log p(x) by importance sampling needs the density of the guide, and a point mass "
-            "(DeltaGuide) has none; use MeanFieldGuide or another guide with a density"
-        )
-    plate = pair.data_plate
-    for name, site, _ in pair.latents:
-        if not any(frame.name == plate.name for frame in site["cond_indep_stack"]):
-            raise ValueError(
-                f"log p(x) of each datum needs latents that are a datum's own, and '{name}' lies "
-                f"outside the plate '{plate.name}'"
-            )
-    frames = [f for s in pair.model_trace.nodes.values() for f in s.get("cond_indep_stack", ())]
-    return -min(frame.dim for frame in frames)
