@@ -68,6 +68,6 @@ def log_marginal(
             sums = WeightSums(len(batch), x.device)
             for log_w in weights.chunks(batch, num_particles, chunk_size):
                 sums.add(log_w)
-            values.append(sums.log_mean.to(x.dtype))
-            errors.append(sums.standard_error.to(x.dtype))
+            values.append(sums.log_mean.to(sums.dtype))
+            errors.append(sums.standard_error.to(sums.dtype))
     return Estimate(torch.cat(values), torch.cat(errors))

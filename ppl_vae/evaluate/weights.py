@@ -83,16 +83,19 @@ class WeightSums:
     Args:
         num_data: B.
         device: Where the weights are.
+
+    Attributes:
+        dtype: Of the weights that were added last.
     """
 
     def __init__(self, num_data: int, device: torch.device) -> None:
-        self._num = 0
+        self._num, self.dtype = 0, torch.float64
         self._log_sum = torch.full((num_data,), -math.inf, dtype=torch.float64, device=device)
         self._log_sum_square = self._log_sum
 
     def add(self, log_w: Tensor) -> None:
         """Adds the weights of so many particles, given as log w, `[k, B]`."""
-        log_w = log_w.double()
+        self.dtype, log_w = log_w.dtype, log_w.double()
         self._num += len(log_w)
         self._log_sum = torch.logaddexp(self._log_sum, log_w.logsumexp(0))
         self._log_sum_square = torch.logaddexp(self._log_sum_square, (2 * log_w).logsumexp(0))
