@@ -234,3 +234,41 @@ def loc_scale(guide, x, site="z"):
     """Location and scale of a `MeanFieldGuide`'s normal, from its head's numbers."""
     loc, log_variance = guide.heads[site](guide.encoder(x)).chunk(2, -1)
     return loc, (0.5 * log_variance).exp()
+
+
+# Linear-Gaussian models of any size.
+
+
+def linear(dim, *, num_features=None, noise=0.5, seed=0):
+    """D latents, as many features or so many; x has a variance of about 1 + noise^2."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (num_features or dim, dim)
+    loading = torch.randn(shape, generator=generator, dtype=torch.float64) / math.sqrt(dim)
+    return LinearGaussian(loading, noise)
+
+
+def linear_log_p(model, x):
+    covariance = model.loading @ model.loading.mT + model.noise_scale**2 * torch.eye(x.shape[1])
+    return normal_log_density(x, torch.zeros(x.shape[1]), covariance)
+
+
+def linear_posterior(model, x):
+    """Mean `[B, D]` and covariance `[D, D]` of the latents of a `linear` model given x."""
+    loading, eye = model.loading, torch.eye(model.loading.shape[0])
+    top = torch.cat([torch.eye(loading.shape[1]), loading.mT], 1)
+    bottom = torch.cat([loading, loading @ loading.mT + model.noise_scale**2 * eye], 1)
+    joint = torch.cat([top, bottom])
+    return condition(torch.zeros(len(joint)), joint, x, given=x.shape[1])
+
+
+def off_posterior(model, factor=1.0, shift=0.0):
+    """The exact posterior, its deviations multiplied, its means moved by so many of them."""
+
+    def guide(x):
+        loc, covariance = linear_posterior(model, x)
+        tril = torch.linalg.cholesky(covariance)
+        with pyro.plate("data", len(x), dim=-1):
+            moved = loc + shift * tril.sum(-1)
+            pyro.sample("z", dist.MultivariateNormal(moved, scale_tril=factor * tril))
+
+    return guide

@@ -6,6 +6,7 @@ from ppl_vae.evaluate.cost import StepCost, step_cost
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.gradients import GradientSignal, GroupSignal, gradient_signal
+from ppl_vae.evaluate.importance import ImportanceDiagnostics, importance_diagnostics
 from ppl_vae.evaluate.inference_gaps import InferenceGaps, inference_gaps
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
@@ -25,6 +26,7 @@ __all__ = [
     "Estimate",
     "GradientSignal",
     "GroupSignal",
+    "ImportanceDiagnostics",
     "InferenceGaps",
     "StepCost",
     "Terms",
@@ -37,6 +39,7 @@ __all__ = [
     "decode",
     "elbo_terms",
     "gradient_signal",
+    "importance_diagnostics",
     "inference_gaps",
     "log_marginal",
     "posterior_means",
