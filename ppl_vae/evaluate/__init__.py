@@ -1,5 +1,6 @@
 """Evaluation: figures with their standard errors, and what the latents do."""
 
+from ppl_vae.evaluate.ais import AnnealedEstimate, ais
 from ppl_vae.evaluate.bounds import Bound, bound_at
 from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.cost import StepCost, step_cost
@@ -21,6 +22,7 @@ from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
     "ActiveUnits",
+    "AnnealedEstimate",
     "Bound",
     "Bracket",
     "Estimate",
@@ -32,6 +34,7 @@ __all__ = [
     "Terms",
     "active_units",
     "aggregate_posterior",
+    "ais",
     "average_terms",
     "bound_at",
     "bracket",

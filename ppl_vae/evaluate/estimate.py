@@ -22,15 +22,15 @@ class Estimate:
     value: Any
     standard_error: Any
 
-    @classmethod
-    def of_mean(cls, values: Tensor) -> "Estimate":
+    @staticmethod
+    def of_mean(values: Tensor) -> "Estimate":
         """The mean of independent values, `[N]`, as numbers.
 
         The standard error is that of the mean; with one value it is not known, and is nan.
         """
         values = values.double()
         error = values.std() / math.sqrt(len(values)) if len(values) > 1 else torch.tensor(math.nan)
-        return cls(values.mean().item(), error.item())
+        return Estimate(values.mean().item(), error.item())
 
     def mean(self) -> "Estimate":
         r"""The mean over data, as numbers, of per-datum estimates `[B]`.
