@@ -1,6 +1,7 @@
 """Evaluation: figures with their standard errors, and what the latents do."""
 
 from ppl_vae.evaluate.ais import AnnealedEstimate, ais
+from ppl_vae.evaluate.bdmc import AnnealedBracket, bdmc
 from ppl_vae.evaluate.bounds import Bound, bound_at
 from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.cost import StepCost, step_cost
@@ -22,6 +23,7 @@ from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
     "ActiveUnits",
+    "AnnealedBracket",
     "AnnealedEstimate",
     "Bound",
     "Bracket",
@@ -36,6 +38,7 @@ __all__ = [
     "aggregate_posterior",
     "ais",
     "average_terms",
+    "bdmc",
     "bound_at",
     "bracket",
     "class_probabilities",
