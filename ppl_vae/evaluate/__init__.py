@@ -4,6 +4,7 @@ from ppl_vae.evaluate.ais import AnnealedEstimate, ais
 from ppl_vae.evaluate.bdmc import AnnealedBracket, bdmc
 from ppl_vae.evaluate.bounds import Bound, bound_at
 from ppl_vae.evaluate.bracket import Bracket, bracket
+from ppl_vae.evaluate.calibration import Calibration, calibration
 from ppl_vae.evaluate.cost import StepCost, step_cost
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.estimate import Estimate
@@ -27,6 +28,7 @@ __all__ = [
     "AnnealedEstimate",
     "Bound",
     "Bracket",
+    "Calibration",
     "Estimate",
     "GradientSignal",
     "GroupSignal",
@@ -41,6 +43,7 @@ __all__ = [
     "bdmc",
     "bound_at",
     "bracket",
+    "calibration",
     "class_probabilities",
     "decode",
     "elbo_terms",
