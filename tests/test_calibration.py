@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from oracle import EXACT, linear, off_posterior, one_level
+from pyro import poutine
 
 from ppl_vae.evaluate import Calibration, calibration
 from ppl_vae.families.base import MIN_SCALE
@@ -108,6 +109,13 @@ def test_ranks_are_counts_whatever_the_plates_and_chunks(chunk_size):
     found = calibration(model, guide, torch.zeros(5, 3, 2), num_draws=7, chunk_size=chunk_size)
     data = torch.cat([x for i, x in enumerate(seen) if i == 0 or x is not seen[i - 1]])
     assert torch.equal(found.ranks["z"], torch.where(data > 0, 0, 7).flatten(1))
+
+
+def test_the_prior_passes_too():
+    """As it says: ranks do not see whether a guide looks at x."""
+    model = one_level()
+    found = calibration(model, poutine.block(model, hide=["x"]), torch.zeros(2000, 3))
+    assert found.p_value() > RARE
 
 
 def test_ties_are_broken_evenly():

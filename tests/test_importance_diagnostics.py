@@ -180,7 +180,7 @@ OFF = [(0.8, 0.0), (0.6, 0.0), (0.4, 0.0), (0.2, 0.0), (0.3, 1.0), (1.0, 3.0), (
 
 @pytest.mark.parametrize("dim", [2, 10, 50])
 def test_where_it_is_wrong_k_hat_says_so(dim):
-    """Over all data: k-hat of one datum is uncertain by 0.14, and low where its draws missed most."""
+    """Over all data: of one datum k-hat is uncertain by 0.14, low where the draws missed most."""
     model, num_off = linear(dim, noise=0.3), 0
     x = drawn(model, 40)
     for factor, shift in OFF:

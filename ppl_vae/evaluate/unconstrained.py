@@ -151,9 +151,10 @@ class _Layout:
         """The latents of a trace that has a plate of chains, `[C, B, D]`."""
         rows = []
         for name in self.names:
-            fn, value = trace.nodes[name]["fn"], trace.nodes[name]["value"]
+            site: Site = trace.nodes[name]
+            fn = site["fn"]
             transform = biject_to(fn.support)
-            u = transform.inv(value.expand(fn.batch_shape + fn.event_shape))
+            u = transform.inv(site["value"].expand(fn.batch_shape + fn.event_shape))
             self._dims[name] = self._plate_dim - transform.domain.event_dim
             u = u.movedim(self._dims[name], 1)
             self._shapes[name] = u.shape[2:]
