@@ -20,6 +20,7 @@ from ppl_vae.evaluate.latents import (
     unit_kl,
 )
 from ppl_vae.evaluate.likelihood import log_marginal
+from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
     "gradient_signal",
     "importance_diagnostics",
     "inference_gaps",
+    "knn_accuracy",
+    "linear_probe",
     "log_marginal",
     "posterior_means",
     "reconstruct",
