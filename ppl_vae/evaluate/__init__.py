@@ -7,6 +7,19 @@ from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.calibration import Calibration, calibration
 from ppl_vae.evaluate.cost import StepCost, step_cost
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
+from ppl_vae.evaluate.disentanglement import (
+    DCI,
+    MIG,
+    SAP,
+    beta_vae_score,
+    codes_and_factors,
+    dci,
+    explicitness,
+    factor_vae_score,
+    mig,
+    modularity,
+    sap,
+)
 from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.gradients import GradientSignal, GroupSignal, gradient_signal
 from ppl_vae.evaluate.importance import ImportanceDiagnostics, importance_diagnostics
@@ -24,6 +37,9 @@ from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
 __all__ = [
+    "DCI",
+    "MIG",
+    "SAP",
     "ActiveUnits",
     "AnnealedBracket",
     "AnnealedEstimate",
@@ -42,21 +58,29 @@ __all__ = [
     "ais",
     "average_terms",
     "bdmc",
+    "beta_vae_score",
     "bound_at",
     "bracket",
     "calibration",
     "class_probabilities",
+    "codes_and_factors",
+    "dci",
     "decode",
     "elbo_terms",
+    "explicitness",
+    "factor_vae_score",
     "gradient_signal",
     "importance_diagnostics",
     "inference_gaps",
     "knn_accuracy",
     "linear_probe",
     "log_marginal",
+    "mig",
+    "modularity",
     "posterior_means",
     "reconstruct",
     "sample_prior",
+    "sap",
     "step_cost",
     "traverse",
     "unit_kl",
