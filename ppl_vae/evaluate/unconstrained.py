@@ -4,6 +4,7 @@ Shapes: C chains, B data, D dimensions of all latents of a datum together.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
@@ -151,7 +152,7 @@ class _Layout:
         """The latents of a trace that has a plate of chains, `[C, B, D]`."""
         rows = []
         for name in self.names:
-            site: Site = trace.nodes[name]
+            site: Any = trace.nodes[name]
             fn = site["fn"]
             transform = biject_to(fn.support)
             u = transform.inv(site["value"].expand(fn.batch_shape + fn.event_shape))
