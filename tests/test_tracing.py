@@ -73,7 +73,7 @@ UNTRACEABLE = {"SemiAmortizedGuide"}
 PAIRS = [(model, guide) for model, guide in zoo.PAIRS if guide not in UNTRACEABLE]
 # With PPL_VAE_TEST_ALL=1 every model, in half an hour of one core.
 ALL = os.environ.get("PPL_VAE_TEST_ALL") == "1"
-WHOLE = set(zoo.MODELS) if ALL else {"VAE", "VampPrior", "HierarchicalVAE", "GaussianMixtureVAE"}
+WHOLE = set(zoo.MODELS) if ALL else {"HierarchicalVAE"}
 
 
 def legal(model_name, guide_name):
