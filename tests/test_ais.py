@@ -88,6 +88,17 @@ def test_leapfrog_keeps_volume():
     torch.testing.assert_close(torch.linalg.det(jacobian), torch.tensor(1.0))
 
 
+def test_leapfrog_is_kick_drift_kick():
+    u, momentum = torch.randn(5, 4, 3), torch.randn(5, 4, 3)
+    found, moved, _ = follow(u, momentum, 0.2, 3)
+    for _ in range(3):
+        momentum = momentum + 0.1 * quartic(u)[1]
+        u = u + 0.2 * momentum
+        momentum = momentum + 0.1 * quartic(u)[1]
+    torch.testing.assert_close(found, u)
+    torch.testing.assert_close(moved, momentum)
+
+
 def test_step_sizes_are_a_datums_own():
     u, momentum = torch.randn(3, 2, 3), torch.randn(3, 2, 3)
     both = leapfrog(quartic, u, momentum, quartic(u)[1], torch.tensor([0.1, 0.2]), 3)[0]
