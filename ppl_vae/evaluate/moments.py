@@ -20,9 +20,6 @@ __all__ = [
     "total_variance",
 ]
 
-# A sum of squares that loses all but this share with one draw had no more in it than that draw.
-_ROUNDING = 1e-13
-
 
 class Moments:
     r"""Mean and squared deviations of vectors that come one by one, in double.
@@ -88,7 +85,6 @@ class Deviations:
         off = vector.double() - moments.mean
         square = off.square()
         rest = moments.squares - square * (n / (n - 1))
-        rest = rest.where(rest > _ROUNDING * moments.squares, 0.0)
         mean = moments.mean - off / (n - 1)
         self._append("squares", square)
         self._append("ratios", ratios(mean, rest / (n - 2)))
