@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, NullLocator
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -215,6 +215,9 @@ def picture(rows: list[Row]) -> Figure:
         counts = sorted({r["num_particles"] for r in rows})
         ax.set_xticks(counts, [str(k) for k in counts])
         ax.xaxis.set_minor_locator(NullLocator())
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         guides(ax, counts)
     for ax in axes[-1]:
         ax.set_xlabel("K")
