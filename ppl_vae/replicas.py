@@ -174,20 +174,20 @@ def fit_replicas(
 
 def _train(replicas: Sequence[Replica], plan: Plan, interruption: Interruption) -> None:
     # Resumed from checkpoints of different steps, those behind catch up by themselves.
-    last = max(replica.course.loop.step for replica in replicas)
+    last = max((r.course.loop.step for r in replicas if not r.is_over), default=0)
     for replica in replicas:
-        while not replica.is_over and replica.course.loop.step < last:
+        while not (replica.is_over or interruption.requested) and replica.course.loop.step < last:
             replica.advance()
     going = [replica for replica in replicas if not replica.is_over]
-    together = _together(going, plan) if going else None
+    together = _together(going, plan) if going and not interruption.requested else None
     while any(not replica.is_over for replica in replicas):
+        if interruption.requested:
+            raise KeyboardInterrupt(_leave(replicas, together))
         if together is not None and together.members:
             together.advance()
         for replica in replicas:
             if not (replica.together or replica.is_over):
                 replica.advance()
-        if interruption.requested and any(not replica.is_over for replica in replicas):
-            raise KeyboardInterrupt(_leave(replicas, together))
     for replica in replicas:
         with replica.awake():
             replica.course.end()
