@@ -21,7 +21,7 @@ from ppl_vae.estimators import Estimator
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.lines import Line
 from ppl_vae.loop import Loop
-from ppl_vae.randomness import looking, snapshot
+from ppl_vae.randomness import fork, looking, snapshot
 from ppl_vae.replica import Replica
 from ppl_vae.schedules import Constant
 
@@ -52,11 +52,11 @@ class Together:
             # Then it is part of the graph.
             self._weight = schedules[0](0) if isinstance(schedules[0], Constant) else None
         self._step, lowered = self._prepare(lowers)
-        for index, replica in enumerate(self._replicas):
-            replica.together = True
-            replica.course.steps = member = _Member(self, index, replica.course.loop, lowered)
+        self._steps = [_Member(self, i, loop, lowered) for i, loop in enumerate(self._loops)]
+        for replica, member in zip(self._replicas, self._steps, strict=True):
+            replica.together, replica.course.steps = True, member
             with replica.awake():
-                member.unseen.keep()
+                member.keep()
 
     def has(self, index: int) -> bool:
         """Whether this one still makes its steps here."""
@@ -80,27 +80,33 @@ class Together:
             self.part()
             return
         args = self._next(members)
-        course = self._replicas[members[0]].course
         lines: dict[int, Line] = {}
-        if course.logs:
+        if self._replicas[members[0]].course.logs:
             lines = {i: self._line(i, _row(args, i), weights[i]) for i in members}
-        idle = [i for i in range(len(self._loops)) if i not in members]
-        losses = self._step(args, self._columns(weights), self._generators, idle)
-        self._sums += losses
+        try:
+            rows = self._rows(members)
+            losses = self._step(args, self._columns(weights), self._generators, rows)
+        except RuntimeError:
+            # One cannot draw by NaN that nobody has looked at, perhaps: which, each finds out.
+            lines = {}
+            for i in members:
+                with self._awake(i), self._replicas[i].failing():
+                    self._steps[i].again(self._loops[i].step + 1)
+        else:
+            self._sums += losses
+            for i in members:
+                self._loops[i].optimizers.stepped()
+                self._loops[i].step += 1
+            for i in list(lines):
+                value = losses[i].item()
+                lines[i]["loss"] = value / self._loops[i].prepared.num_data(_row(args, i))
+                if not math.isfinite(value):
+                    del lines[i]
+                    self._look(i, check_only=True)
         for i in members:
-            self._loops[i].optimizers.stepped()
-            self._loops[i].step += 1
-        if lines:
-            for i, value in enumerate(losses.tolist()):
-                if i in lines:
-                    lines[i]["loss"] = value / self._loops[i].prepared.num_data(_row(args, i))
-                    if not math.isfinite(value):
-                        del lines[i]
-                        self._look(i, check_only=True)
-        for i in members:
-            self._replicas[i].course.saw(lines.get(i))
-        if course.is_due:
-            for i in self.members:
+            replica = self._replicas[i]
+            replica.course.saw(lines.get(i))
+            if replica.failure is None and replica.course.is_due:
                 self._look(i)
 
     def sum_of(self, index: int) -> Tensor:
@@ -121,6 +127,9 @@ class Together:
         """Lets one that is awake go its own way from where it stands."""
         self._replicas[index].together = False
         self._step.release(index)
+        for i, owner in enumerate(self._rows(self.members)):
+            if i != owner:
+                self._step.follow(i, owner)
 
     def _look(self, index: int, *, check_only: bool = False) -> None:
         replica = self._replicas[index]
@@ -147,7 +156,8 @@ class Together:
 
     def _rows(self, members: Sequence[int]) -> list[int]:
         """Whose step each row makes: its own, or, where that one has left, any other's."""
-        return [i if i in members else members[0] for i in range(len(self._loops))]
+        lead = members[:1]
+        return [i if i in members or not lead else lead[0] for i in range(len(self._loops))]
 
     def _next(self, members: Sequence[int]) -> list[Tensor]:
         """The minibatches of the next step, `[R, B, ...]`."""
@@ -182,6 +192,9 @@ class Together:
         if not all(isinstance(value, Tensor) for args in batches for value in args):
             raise TraceError("a minibatch holds something that is no tensor")
         weights = [loop.schedule(loop.step) for loop in self._loops]
+        if self._weight is None:
+            # What a weight of zero hides is to be seen.
+            weights = [dict.fromkeys(w, 1.0) if isinstance(w, Mapping) else 1.0 for w in weights]
         self._sites = sites_of(weights[0])
         if any(sites_of(weight) != self._sites for weight in weights):
             raise TraceError("the schedules weigh different sites")
@@ -194,8 +207,14 @@ class Together:
             _check_same_code([one.graph.code for one in self._trace(steps, batches, free, True)])
         args = _stacked(batches), self._columns(weights)
         step.prepare(*args)
-        if step.is_exact:
-            self._check(step.losses(*args, self._generators), free)
+        try:
+            with _elsewhere([p for one in steps for p in one.loss.parameters]):
+                if step.is_exact:
+                    self._check(step.losses(*args, self._generators), free)
+        except TraceError:
+            for index in range(len(steps)):
+                step.release(index)
+            raise
         return step, lowered
 
     def _trace(
@@ -250,9 +269,13 @@ class _Member:
             return
         self.unseen.add(self._together.sum_of(self._index))
         if not self.unseen.is_finite():
-            self._together.leave(self._index)
-            self.is_compiled = False
-            self.unseen.again(self._loop.step)
+            self.again(self._loop.step)
+
+    def again(self, step: int) -> None:
+        """Leaves the others, and makes the steps up to this one again; see `Unseen.again`."""
+        self._together.leave(self._index)
+        self.is_compiled = False
+        self.unseen.again(step)
 
     def keep(self) -> None:
         """As `Ahead.keep`."""
@@ -280,6 +303,21 @@ def _check_same_code(codes: Sequence[str]) -> None:
     for i, code in enumerate(codes):
         if code != codes[0]:
             raise TraceError(f"the pairs are not of one kind: pair {i} has another graph than 0")
+
+
+@contextmanager
+def _elsewhere(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Parameters moved a little: behind those that begin as zero, a difference does not show."""
+    kept = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        with fork(seed=0):
+            for parameter in parameters:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+        try:
+            yield
+        finally:
+            for parameter, value in zip(parameters, kept, strict=True):
+                parameter.copy_(value)
 
 
 @contextmanager

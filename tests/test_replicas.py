@@ -23,12 +23,14 @@ from ppl_vae import fit, fit_replicas
 from ppl_vae.compiled import TraceError, lowering
 from ppl_vae.compiled.changes import changed, out_of_place
 from ppl_vae.compiled.noise import lift_noise
+from ppl_vae.compiled.replicated import ReplicatedStep
 from ppl_vae.compiled.tracing import trace_function
 from ppl_vae.data import Splits
 from ppl_vae.guides import GaussianMixtureGuide, IAFGuide, MeanFieldGuide, TopDownGuide
 from ppl_vae.models import VAE, GaussianMixtureVAE, HierarchicalVAE
 from ppl_vae.randomness import seed_all, untouched
 from ppl_vae.schedules import Constant, Linear, PerSite
+from ppl_vae.together import Together
 
 X = (torch.rand(96, 12, generator=torch.Generator().manual_seed(1)) < 0.3).double()
 SCHEDULES = [Linear(40), Linear(20), Constant(0.5)]
@@ -383,6 +385,135 @@ def test_nothing_outside_is_touched(tmp_path):
     assert not dict(pyro.get_param_store().items())
     lines = (tmp_path / "01" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 20, 30, 40, 60]
+
+
+# ------------------------------------------------------------------- what goes wrong in the middle
+
+
+def mixture():
+    model = GaussianMixtureVAE((12,), num_components=2, latent_dim=2, hidden=(4,))
+    return model, GaussianMixtureGuide(model, hidden=(4,), enumerate=False)
+
+
+DISCRETE = {**OPTIONS, "estimator": e.TraceVIMCO_ELBO(2)}
+
+
+def test_one_that_cannot_draw_by_nan_does_not_end_the_others():
+    optimizers = [partial(SGD, lr=1e-5), partial(SGD, lr=1e12)]
+    with pytest.warns(UserWarning, match="fail or are not finite, and the same steps made"):
+        results = fit_replicas(mixture, X, seeds=[0, 1], optimizer=optimizers, **DISCRETE)
+    assert "the loss is not finite" in str(results[1].failure)
+    assert results[0].failure is None and results[0].num_steps == 60
+
+
+def test_a_row_of_one_that_has_left_can_still_be_drawn_by():
+    """Adam of numbers that are all zero divides zero by zero."""
+    optimizers = [partial(Adam, lr=1e-3), partial(Adam, lr=0.0), partial(Adam, lr=1e-3)]
+    options = {**DISCRETE, "eval_every": 5, "patience": 1, "num_steps": 20}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = fit_replicas(mixture, X, seeds=[0, 0, 1], optimizer=optimizers, **options)
+    assert results[1].num_steps < max(result.num_steps for result in results)
+    for result in results:
+        assert all(p.isfinite().all() for p in result.guide.parameters())
+
+
+def test_what_leaves_in_a_step_that_is_due_is_looked_at_there(monkeypatch):
+    """The graph's loss of one is NaN where its programs' is not, at the last step."""
+    calls, call = [], ReplicatedStep.__call__
+
+    def spoiled(*args):
+        losses = call(*args)
+        calls.append(None)
+        if len(calls) == 20:
+            losses[1] = torch.nan
+        return losses
+
+    monkeypatch.setattr(ReplicatedStep, "__call__", spoiled)
+    options = {**OPTIONS, "num_steps": 20, "log_every": 19}
+    with pytest.warns(UserWarning, match="before step 20 fail .* stays eager"):
+        results = fit_replicas(plain, X, seeds=[0, 1], **options)
+    for seed, result in enumerate(results):
+        single = alone(plain, seed, **options)
+        assert result.metrics[-1]["split"] == "valid" and result.num_steps == 20
+        assert flat(result.metrics[-1])["elbo"] == pytest.approx(single.metrics[-1]["elbo"])
+
+
+def test_ctrl_c_keeps_nothing_that_is_not_finite(tmp_path):
+    armed = [9]
+
+    def schedule(step):
+        if armed and step == armed[0]:
+            os.kill(os.getpid(), signal.SIGINT)
+            armed.clear()
+        return 1.0
+
+    options = {**OPTIONS, "optimizer": [partial(SGD, lr=r) for r in (1e-4, 1e12)]}
+    with pytest.raises(KeyboardInterrupt, match=r"^stopped at step 10 of 60; .*00 holds"):
+        fit_replicas(plain, X, seeds=[0, 1], out=tmp_path, schedule=schedule, **options)
+    steps = [ppl_vae.load_run(tmp_path / name).step for name in ("00", "01")]
+    assert steps == [10, 0]
+
+
+def test_weights_of_other_sites_part_the_replicas():
+    def schedule(step):
+        return {"z1": 0.5} if step < 4 else {"z2": 0.1, "z1": 0.5}
+
+    options = {**OPTIONS, "num_steps": 8, "schedule": schedule}
+    with pytest.warns(UserWarning, match="from step 4 on each replica .* weighs other sites"):
+        results = fit_replicas(two_level, X, seeds=[0, 1], **options)
+    for seed, result in enumerate(results):
+        check_same(result, alone(two_level, seed, **options))
+
+
+def test_one_that_has_ended_does_not_keep_those_behind_from_going_together(tmp_path, monkeypatch):
+    options = {**OPTIONS, "checkpoint_every": 5, "tensorboard": False}
+    fit_replicas(plain, X, seeds=[0, 1, 2], out=tmp_path, **{**options, "num_steps": 5})
+    with untouched():
+        seed_all(0)
+        pair = plain()
+    fit(*pair, X, seed=0, out=tmp_path / "00", resume=True, **{**options, "num_steps": 10})
+    sizes, make = [], Together.__init__
+
+    def watched(self, replicas, lowers):
+        sizes.append([replica.course.loop.step for replica in replicas])
+        make(self, replicas, lowers)
+
+    monkeypatch.setattr(Together, "__init__", watched)
+    fit_replicas(
+        plain, X, seeds=[0, 1, 2], out=tmp_path, resume=True, **{**options, "num_steps": 10}
+    )
+    assert sizes == [[5, 5]]
+
+
+@pytest.mark.parametrize("at", ["weight 0", "zero parameters"])
+def test_numbers_that_count_only_later_are_found_out(at):
+    """Of a prior under a weight of 0, of what stands behind a parameter that begins as 0."""
+
+    class Scaled(PyroModule):
+        def __init__(self, scale, gain):
+            super().__init__()
+            self.scale, self.gain = scale, gain
+            self.gate = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, self.scale))
+                loc = (1.0 + self.gain * self.gate) * z[:, None].expand(-1, 12)
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    options = {**OPTIONS, "num_steps": 3}
+    numbers = [(1.0, 1.0), (2.0, 1.0)] if at == "weight 0" else [(1.0, 1.0), (1.0, 2.0)]
+    if at == "weight 0":
+        options["schedule"] = Linear(40)
+    pairs = [(Scaled(*n), Told()) for n in numbers]
+
+    with pytest.warns(UserWarning, match="not of one kind: the loss of pair 1 is"):
+        results = fit_replicas(pairs, X, seeds=[0, 0], **options)
+    for result, n in zip(results, numbers, strict=True):
+        check_same(result, fit(Scaled(*n), Told(), X, seed=0, **options))
+        for p in result.model.parameters():
+            assert p.untyped_storage().nbytes() == p.nbytes  # Its own again.
 
 
 # ------------------------------------------------------------------------------------ the pieces

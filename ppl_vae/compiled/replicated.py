@@ -4,8 +4,10 @@ Shapes: R replicas.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from ppl_vae.compiled.lowering import lower
 from ppl_vae.compiled.noise import lift_noise
 from ppl_vae.compiled.step import CompiledStep
 from ppl_vae.compiled.tracing import TracedLoss, TraceError, trace_function
-from ppl_vae.randomness import fork
+from ppl_vae.randomness import fork, restore, snapshot
 
 __all__ = ["ReplicatedStep", "twin"]
 
@@ -43,7 +45,7 @@ class ReplicatedStep:
 
     Each draws from a generator of its own, as it would if it were alone, as long as nothing is
     drawn whose distribution hangs on what the graph computes (`is_exact`); such draws are different
-    for each, but come from torch's global stream.
+    for each, but come from one stream of all.
 
     Args:
         steps: One for each training, each with its own pair, estimator and optimizers.
@@ -73,6 +75,7 @@ class ReplicatedStep:
         self._blank = [torch.stack(rows) for rows in blank]
         self._function: Callable = self._made[0].function
         self._constants: tuple[Tensor, ...] = ()
+        self._random: dict[str, Any] | None = None
 
     def prepare(self, batch: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
         """Compiles for batches and weights like these; see `__call__`.
@@ -115,7 +118,7 @@ class ReplicatedStep:
         batch: Sequence[Tensor],
         weights: Sequence[Tensor],
         generators: Sequence[torch.Generator],
-        idle: Sequence[int] = (),
+        owners: Sequence[int],
     ) -> Tensor:
         """Makes a step of each.
 
@@ -123,18 +126,18 @@ class ReplicatedStep:
             batch: The tensors of the minibatches, `[R, B, ...]`.
             weights: The tensors of the KL weights, `[R]`.
             generators: Where each draws from.
-            idle: Those whose step is of no interest any more, and is not counted.
+            owners: Whose step each row makes: its own, or that of another it `follows`.
 
         Returns:
             The losses before the step, `[R]`.
         """
-        blank = [row[0].tolist() for row in self._blank]
-        rows = [blank if i in idle else made.numbers() for i, made in enumerate(self._made)]
+        counted = {i: self._made[i].numbers() for i in dict.fromkeys(owners)}
+        rows = [counted[i] for i in owners]
         numbers = [
             torch.tensor(values, dtype=like.dtype, device=like.device)
             for values, like in zip(zip(*rows, strict=True), self._blank, strict=True)
         ]
-        with torch.no_grad():
+        with torch.no_grad(), nullcontext() if self.is_exact else self._own_stream():
             inputs = self._inputs(batch, weights, generators, numbers)
             return self._function(*inputs, *self._constants)[0]
 
@@ -142,6 +145,20 @@ class ReplicatedStep:
         """Gives a training tensors of its own again."""
         self._held.release(index)
         self._moments.release(index)
+
+    def follow(self, index: int, other: int) -> None:
+        """Makes the row of one that has left another's: by NaN nothing could be drawn."""
+        for rows in (self._held, self._moments):
+            rows.follow(index, other)
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """What the graph draws itself: from no replica's stream, whose noise it has already."""
+        with fork(seed=0):
+            if self._random is not None:
+                restore(self._random)
+            yield
+            self._random = snapshot()
 
     def _inputs(
         self,
@@ -189,3 +206,9 @@ class _Rows:
         for column, dim in zip(self._columns, self.dims, strict=True):
             if dim is not None:
                 column[index].data = column[index].detach().clone()
+
+    def follow(self, index: int, other: int) -> None:
+        """Copies another owner's rows over those that one had."""
+        for whole, dim in zip(self.tensors, self.dims, strict=True):
+            if dim is not None:
+                whole[index] = whole[other]
