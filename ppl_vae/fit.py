@@ -207,7 +207,8 @@ def fit(
         with closing(recorder), closing(bar), Interruption() as interruption:
             course = Course(loop, recorder, bar, plan)
             # By all steps, those before a resume too: the second part is to be as the first.
-            if compile is True or (compile == "auto" and num_steps >= _FEW_STEPS):
+            pays = compile is True or (compile == "auto" and num_steps >= _FEW_STEPS)
+            if pays and not course.is_over:
                 # Here, for who does not compile need not wait for torch's compiler.
                 from ppl_vae.compiling import compile_loop
 
