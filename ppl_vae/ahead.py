@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.compiled import CompileError, TraceError
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.handlers import Weight
 from ppl_vae.lines import Line
@@ -103,10 +104,20 @@ class Ahead:
         loop: The training.
         step: What makes its steps.
         replays: Several of them at once, the longest first.
+        asked_for: Whether a batch that cannot be compiled is an error; else the training stays
+            eager from there, with a warning.
     """
 
-    def __init__(self, loop: Loop, step: Compiled, replays: Sequence[Replayed] = ()) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        step: Compiled,
+        replays: Sequence[Replayed] = (),
+        *,
+        asked_for: bool = True,
+    ) -> None:
         self._loop, self._step, self._replays = loop, step, replays
+        self._asked_for = asked_for
         self._unseen = Unseen(loop)
         self._unseen.keep()
         self.is_compiled = True
@@ -121,7 +132,17 @@ class Ahead:
                 if replay.num_steps <= most and self._advance_by(replay):
                     return None
         args, weight = loop.next()
-        step = self._step.of(args, free_weight(loop, weight))
+        try:
+            step = self._step.of(args, free_weight(loop, weight))
+        except (TraceError, CompileError) as error:
+            if self._asked_for:
+                raise
+            warnings.warn(f"training stays eager from step {loop.step}: {error}", stacklevel=4)
+            if not self._unseen.is_finite():
+                self._again(loop.step + 1)
+                return None
+            self.is_compiled = False
+            return loop.make(args, weight, log=log)
         try:
             if step is None:
                 return loop.make(args, weight, log=log)

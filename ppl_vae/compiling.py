@@ -56,7 +56,7 @@ def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> Ahead | Loop
         return loop
     if not step.is_whole:
         optimizers.fuse()
-    return Ahead(loop, step, _replays(loop, step, args, weight))
+    return Ahead(loop, step, _replays(loop, step, args, weight), asked_for=asked_for)
 
 
 def compile_replicas(
