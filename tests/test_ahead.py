@@ -3,6 +3,8 @@
 No compiler here: the graph is interpreted. `test_compiled.py` has what Inductor makes of it.
 """
 
+import sys
+import warnings
 from functools import partial
 
 import pyro
@@ -13,10 +15,10 @@ from pyro.nn import PyroModule
 from torch import nn
 from torch.optim import SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ppl_vae import NonFiniteError, compiling, fit
-from ppl_vae.compiled import CompiledLoss, CompiledStep
+from ppl_vae.compiled import CompiledLoss, CompiledStep, TraceError
 from ppl_vae.estimators import TraceVIMCO_ELBO
 from ppl_vae.guides import GaussianMixtureGuide, MeanFieldGuide
 from ppl_vae.models import VAE, GaussianMixtureVAE
@@ -205,3 +207,111 @@ def test_weights_of_other_sites_are_another_graph(monkeypatch, schedule, at_once
     for compile, pair in zip((True, False), pairs, strict=True):
         assert trained(compile, pair, schedule=schedule).compiled == compile
     check_same(*pairs)
+
+
+class Sided(PyroModule):
+    """Half of it takes part in a batch with a flag; data that are no tensor give it shapes."""
+
+    def __init__(self, observes):
+        super().__init__()
+        self.observes = observes
+        self.loc, self.side = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+
+    def forward(self, x, flag):
+        with pyro.plate("data", len(x)):
+            flag = flag["flag"].item() if isinstance(flag, dict) else flag
+            scale = 1.0 + (self.side**2 if flag else 0.0)
+            z = pyro.sample("z", dist.Normal(self.loc, scale * torch.ones(6)).to_event(1))
+            if self.observes:
+                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+class Batches(Dataset):
+    def __init__(self, wrap):
+        self.wrap = wrap
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return X[16 * index : 16 * index + 16], self.wrap(index % 3 == 1)
+
+
+def sided(wrap):
+    loader = DataLoader(Batches(wrap), batch_size=None)
+    return (Sided(True), Sided(False)), loader
+
+
+def test_what_takes_part_in_some_steps_counts_its_own():
+    """Adam's corrections go by the steps of each parameter."""
+    pairs = []
+    for compile in (True, False):
+        pair, data = sided(bool)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            result = trained(compile, pair, data, batch_size=None, optimizer=OPTIMIZERS["moments"])
+        assert result.compiled == compile
+        pairs.append(pair)
+    check_same(*pairs)
+
+
+def test_values_in_containers_are_not_compiled_in():
+    pair, data = sided(lambda flag: {"flag": torch.tensor(flag)})
+    with pytest.raises(TraceError, match="a minibatch holds a dict, whose values would be"):
+        trained(True, pair, data, batch_size=None)
+
+
+def test_a_later_batch_that_cannot_be_compiled_is_an_error_only_where_that_was_asked(monkeypatch):
+    def wrap(flag):
+        return {"flag": torch.tensor(flag)} if flag else flag
+
+    with pytest.raises(TraceError, match="a minibatch holds a dict"):
+        trained(True, *sided(wrap), batch_size=None)
+    monkeypatch.setattr(sys.modules["ppl_vae.fit"], "_FEW_STEPS", 1)
+    monkeypatch.setattr(compiling, "_pays", lambda traced, num_steps: True)
+    (pair, data), (other, same) = sided(wrap), sided(wrap)
+    with pytest.warns(UserWarning, match="stays eager from step 1: a minibatch holds a dict"):
+        result = trained("auto", pair, data, batch_size=None)
+    assert not result.compiled and result.num_steps == 12
+    trained(False, other, same, batch_size=None)
+    check_same(pair, other)
+
+
+def test_hooks_are_not_passed_by():
+    def hooked(optimizer):
+        def make(parameters):
+            made = optimizer(parameters)
+            made.register_step_post_hook(lambda o, *args: [p.data.mul_(0.9) for p in parameters])
+            return made
+
+        return make
+
+    pairs = [plain(), plain()]
+    for compile, pair in zip((True, False), pairs, strict=True):
+        trained(compile, pair, num_steps=3, optimizer=hooked(partial(Adam, lr=0.01)))
+    check_same(*pairs)
+    model, guide = plain()
+    next(model.parameters()).register_hook(lambda gradient: 0 * gradient)
+    with pytest.raises(TraceError, match="a parameter has a hook"):
+        trained(True, (model, guide))
+
+
+def test_gradients_of_a_sums_terms_are_clipped_once():
+    class Summed(TwoSites):
+        def __init__(self):
+            super().__init__(True)
+            self.one, self.two = nn.Parameter(torch.ones(6)), nn.Parameter(torch.ones(6))
+
+        def forward(self, x):
+            return super().forward(x + (self.one + self.two))
+
+    pairs = [(Summed(), TwoSites(False)) for _ in range(2)]
+    for compile, pair in zip((True, False), pairs, strict=True):
+        trained(compile, pair, num_steps=2, optimizer=partial(RMSprop, lr=0.1), clip_grad_norm=0.01)
+    check_same(*pairs)
+
+
+def test_a_finished_run_is_not_compiled(tmp_path, monkeypatch):
+    trained(False, plain(), out=tmp_path)
+    monkeypatch.setattr(compiling, "compile_loop", lambda *args, **how: pytest.fail("compiled"))
+    assert trained(True, plain(), out=tmp_path, resume=True).num_steps == 12

@@ -51,6 +51,10 @@ class Made:
         """What is different in the next step, for each of `moved`; counts the step."""
         return [update.numbers(members) for update, members in self.moved]
 
+    def is_even(self) -> bool:
+        """Whether the numbers of each update are right for all that it moves."""
+        return all(update.is_even(members) for update, members in self.moved)
+
     def blank(self) -> list[Tensor]:
         """Numbers of no step, of the right shape."""
         return [members[0].new_zeros(update.num_numbers) for update, members in self.moved]
@@ -131,11 +135,16 @@ class CompiledStep:
 
         It gives the loss before the step, `[]`.
         """
-        if not self.is_whole:
-            loss = self.loss.of(args, weight)
-            return None if loss is None else partial(self._outside, loss)
-        made = self.made(args, weight)
-        return None if made is None else partial(self._inside, made, args, weight)
+        if self.is_whole:
+            made = self.made(args, weight)
+            if made is None:
+                return None
+            # Of one graph alone, all that it moves has made as many steps.
+            if len(self._made) == 1 or made.is_even():
+                return partial(self._inside, made, args, weight)
+            self.is_whole = False
+        loss = self.loss.of(args, weight)
+        return None if loss is None else partial(self._outside, loss)
 
     def made(self, args: Sequence[Any], weight: Weight = 1.0) -> Made | None:
         """What is made for such batches, or is now; none if there are too many for another."""

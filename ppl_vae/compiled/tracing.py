@@ -98,6 +98,14 @@ def trace_loss(
     if not isinstance(estimator, Estimator):
         name = f"{type(estimator).__module__}.{type(estimator).__name__}"
         raise TraceError(f"{name} looks at the values of tensors at every site, and ours do not")
+    for value in args:
+        if not isinstance(value, Tensor | str | int | float | None):
+            raise TraceError(
+                f"a minibatch holds a {type(value).__name__}, whose values would be compiled in; "
+                "accepted are tensors, numbers, strings and None"
+            )
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters):
+        raise TraceError("a parameter has a hook, which gradients of a graph pass by")
     count = len(parameters)
     held = held_by(model, guide, estimator, parameters)
     batch = [value for value in args if isinstance(value, Tensor)]
@@ -116,7 +124,7 @@ def trace_loss(
         if not loss.requires_grad:
             raise TraceError("the loss depends on no parameter that is trained")
         gradients = torch.autograd.grad(loss, leaves[:count], allow_unused=True)
-        found = list(zip(parameters, gradients, strict=True))
+        found = list(zip(parameters, _apart(gradients), strict=True))
         reached[:] = [parameter for parameter, value in found if value is not None]
         return (loss.detach(), *(_laid_out(v, p) for p, v in found if v is not None))
 
@@ -202,6 +210,19 @@ def with_tensors(weight: Weight, values: Iterator[Tensor]) -> Weight:
             for name, value in weight.items()
         }
     return next(values) if isinstance(weight, Tensor) else weight
+
+
+def _apart(gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Each in memory of its own, as those of a sum's terms are not: clipping changes them."""
+    taken: set[int] = set()
+    found = []
+    for value in gradients:
+        if value is not None:
+            place = value.untyped_storage().data_ptr()
+            value = value.clone() if place in taken else value
+            taken.add(place)
+        found.append(value)
+    return found
 
 
 def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ class Update(metaclass=ABCMeta):
         flags = (bool(self.group.get(name)) for name in ("weight_decay", "momentum", "nesterov"))
         return type(self).__name__, len(self.parameters), *flags
 
+    def is_even(self, parameters: Sequence[Tensor]) -> bool:
+        """Whether these have made as many steps, so that one row of numbers is right for all."""
+        states = [self.optimizer.state.get(parameter, {}) for parameter in parameters]
+        return len({float(state["step"]) for state in states if "step" in state}) <= 1
+
     @abstractmethod
     def _begin(self, parameter: Tensor) -> dict[str, Any]:
         """The state before the first step."""
@@ -154,10 +159,12 @@ def update_of(optimizer: Optimizer, group: dict[str, Any]) -> Update | None:
     rare = ("amsgrad", "maximize", "differentiable", "capturable", "dampening")
     if any(group.get(name) for name in rare) or isinstance(group["lr"], Tensor):
         return None
-    states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
-    steps = [state["step"] for state in states if "step" in state]
-    if len({float(step) for step in steps}) > 1 or any(step.is_cuda for step in steps):
+    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
         return None
-    if type(optimizer) in (Adam, AdamW):
-        return _Adam(optimizer, group)
-    return _SGD(optimizer, group) if type(optimizer) is SGD else None
+    kinds: dict[type, type[Update]] = {Adam: _Adam, AdamW: _Adam, SGD: _SGD}
+    if type(optimizer) not in kinds:
+        return None
+    update = kinds[type(optimizer)](optimizer, group)
+    states = [optimizer.state[p] for p in group["params"] if p in optimizer.state]
+    on_host = not any(state["step"].is_cuda for state in states if "step" in state)
+    return update if on_host and update.is_even(group["params"]) else None
