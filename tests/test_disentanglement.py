@@ -5,6 +5,7 @@ Shapes: N rows, D codes, F factors, B bins.
 
 import math
 import random
+import statistics
 
 import numpy as np
 import pyro
@@ -28,6 +29,7 @@ from ppl_vae.evaluate import (
     posterior_means,
     sap,
 )
+from ppl_vae.evaluate.disentanglement.resampling import spread
 from ppl_vae.evaluate.held_out import held_out
 
 QUICK = {"num_resamples": 0}
@@ -462,6 +464,15 @@ def test_what_is_held_out_is_a_share_of_each_class():
 
 
 # ---------------------------------------------------------------------------------- standard errors
+
+
+def test_the_spread_is_that_of_the_resamples():
+    scores = np.array([[5.0, 0.0], [1.0, 3.0], [2.0, 3.0], [4.0, 9.0]])
+    found = spread(scores)
+    assert found.value.tolist() == [5, 0]
+    expected = [statistics.stdev([1, 2, 4]), statistics.stdev([3, 3, 9])]
+    assert found.standard_error.tolist() == pytest.approx(expected)
+    assert spread(scores[:, 0]) == Estimate(5.0, pytest.approx(expected[0]))
 
 
 def test_the_standard_error_is_the_spread_over_other_data():
