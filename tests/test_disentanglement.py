@@ -409,14 +409,15 @@ def test_numbers_are_told_by_their_error():
     assert found.disentanglement.value > 0.8
 
 
-def test_sap_is_its_formula():
+@pytest.mark.parametrize("num_train, share", [(2000, 0.5), (300, 0.5), (90, 0.85)])
+def test_sap_is_its_formula(num_train, share):
     z, v = noisy(600)
-    found = sap(z, v, seed=4, **QUICK)
+    found = sap(z, v, seed=4, num_train=num_train, **QUICK)
     generator = np.random.default_rng(4)
     generator.multinomial(600, np.full(600, 1 / 600), size=0)
     for f in range(2):
         y = v[:, f].numpy()
-        held = held_out(y, 0.5, generator)
+        held = held_out(y, share, generator)
         for i in range(3):
             code = z[:, [i]].numpy()
             code = (code - code[~held].mean()) / code[~held].std()
@@ -648,7 +649,7 @@ def test_one_factor_is_too_few_for_some(name):
 @pytest.mark.parametrize(
     "name, bad",
     [
-        ("mig", "num_bins"), ("modularity", "num_bins"), ("dci", "num_trees"),
+        ("mig", "num_bins"), ("modularity", "num_bins"), ("dci", "num_trees"), ("sap", "num_train"),
         ("factor_vae_score", "num_batches"), ("factor_vae_score", "batch_size"),
         ("beta_vae_score", "num_differences"), ("beta_vae_score", "num_pairs"),
     ],

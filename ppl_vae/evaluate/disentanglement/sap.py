@@ -43,6 +43,7 @@ def sap(
     *,
     continuous: Sequence[int] = (),
     threshold: float = 0.01,
+    num_train: int = 2000,
     num_resamples: int = 100,
     seed: int = 0,
 ) -> SAP:
@@ -52,7 +53,7 @@ def sap(
         \qquad i(j) = \operatorname{argmax}_i S_{ij}
 
     For a factor of classes S is the balanced accuracy (mean recall of the values) of a linear
-    support vector machine that sees code i alone, on the held-out half of each value's rows. The
+    support vector machine that sees code i alone, on held-out rows of each value. The
     machine is scikit-learn's `SVC`, one value against one other, with C = 100: thresholds on a
     line, as in the paper. (One against all the rest, as `LinearSVC` has it, gets half of the values
     right of a perfect code of eight; and with C = 1 neighbours among 32 are not told apart.) For a
@@ -69,6 +70,8 @@ def sap(
         factors: `[N, F]`, discrete but for those in `continuous`.
         continuous: Columns of factors that are numbers rather than classes.
         threshold: Codes whose variance over the data is above it are active.
+        num_train: Rows that machines train on, at most: half, or this many, of each value by its
+            share. The others are held out. A machine's cost is about the square of it.
         num_resamples: Of the data, for the standard errors: the standard deviation of the score
             over held-out rows drawn anew with replacement, machines kept; over all rows where
             continuous. 0 for none (nan).
@@ -88,10 +91,11 @@ def sap(
         >>> round(found.score.value, 6)
         1.0
     """
-    check_numbers("sap", seed, num_resamples)
+    check_numbers("sap", seed, num_resamples, num_train=num_train)
     table = tabulate(codes, factors, "sap", continuous=continuous)
     generator = np.random.default_rng(seed)
     weight = weights(len(table.codes), num_resamples, generator)
+    share = max(0.5, 1 - num_train / len(table.codes))
     active = np.flatnonzero(table.active(threshold))
     scores = np.zeros((len(weight), table.codes.shape[1], len(table.sizes)))
     for f in range(len(table.sizes)):
@@ -99,7 +103,7 @@ def sap(
             found = _squared_correlations(table.standardized, table.values[:, f], weight)
             scores[:, active, f] = found[:, active]
             continue
-        held = held_out(table.factors[:, f], 0.5, generator)
+        held = held_out(table.factors[:, f], share, generator)
         for i in active:
             right = _right(table.codes[:, [i]], table.factors[:, f], held)
             scores[:, i, f] = _balanced(right, table.factors[held, f], weight[:, held])
