@@ -7,6 +7,7 @@ import pytest
 import torch
 import zoo
 
+from ppl_vae import evaluate
 from ppl_vae.catalogue import KINDS, catalogue
 from ppl_vae.guides import cards
 from ppl_vae.guides.cards import CARDS
@@ -61,6 +62,12 @@ def test_the_estimators_that_a_guide_is_said_to_fit_are_those():
             "the family's": set(zoo.ESTIMATORS),  # A normal, in the zoo.
         }[card.estimators]
         assert taken == expected, name
+
+
+def test_every_evaluation_has_its_line():
+    names = [name for name in evaluate.__all__ if name[0].islower()]
+    missing = [name for name in names if f"`{name}`" not in README.read_text()]
+    assert not missing and len(names) > 20
 
 
 def test_every_command_is_one_that_there_is():
