@@ -32,7 +32,7 @@ from ppl_vae.guides import DeltaGuide, PlanarGuide
 from ppl_vae.models import VAE, GaussianMixtureVAE
 from ppl_vae.randomness import validation
 
-SETTINGS = {"num_chains": 16, "num_leapfrog": 10, "step_size": 0.4, "adapt": True,
+SETTINGS = {"num_chains": 16, "num_leapfrog": 10, "step_size": 0.25, "adapt": True,
             "schedule": "sigmoid"}  # fmt: skip
 
 
@@ -343,7 +343,7 @@ def test_weights_are_unbiased(name, with_guide):
         steps = annealer.step_sizes(target, len(x), u)
         log_w, acceptance = annealer.forward(target, u, steps)
     assert_unbiased((log_w - truth(x)).exp(), torch.ones(len(x)))
-    assert acceptance.shape == (4, len(x)) and 0.4 < acceptance.mean() < 0.99
+    assert acceptance.shape == (4, len(x)) and 0.4 < acceptance.mean() < 1
 
 
 def wide(model):
@@ -405,7 +405,7 @@ def test_more_steps_bring_more():
 def test_step_sizes_come_to_an_acceptance_of_065(step_size):
     model = linear(10)
     x = drawn(model, 5)
-    how = {"num_chains": 20, "num_leapfrog": 2, "step_size": step_size}
+    how = {"num_chains": 20, "num_leapfrog": 3, "step_size": step_size}
     for num_steps in (6, 100):  # Set in equilibrium, which short chains are not in.
         found = ais(model, x, num_steps=num_steps, **how)
         assert found.acceptance.shape == (num_steps - 1, 5)
@@ -413,6 +413,20 @@ def test_step_sizes_come_to_an_acceptance_of_065(step_size):
         assert ((found.acceptance > 0.3) & (found.acceptance < 0.95)).double().mean() > 0.9
     left = ais(model, x, num_steps=6, **how, adapt=False).acceptance
     assert (left > 0.95).all() if step_size < 1 else (left < 0.05).all()
+
+
+def test_both_directions_use_the_step_size_of_their_temperature():
+    model = linear(10, noise=0.1)
+    annealer = Annealer("here", **{**SETTINGS, "num_leapfrog": 2}, num_steps=20)
+    x = drawn(model, 5)
+    with validation(False):
+        target = Unconstrained(model, None, x, "here")
+        steps = annealer.step_sizes(target, 5, target.draw(1))
+        _, forward = annealer.forward(target, target.draw(20), steps)
+        _, reverse = annealer.reverse(target, model.posterior(x).sample((20,)), steps)
+    assert (steps[0] > 3 * steps[-1]).all()
+    for acceptance in (forward.mean(1), reverse.mean(1)):
+        assert ((acceptance > 0.35) & (acceptance < 0.97)).all()
 
 
 @pytest.mark.parametrize("chunk_size", [10, 45, 5000])
