@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +269,29 @@ def test_killed_half_way_and_resumed_the_table_is_the_same(tmp_path, capsys, mon
         found.append([{k: v for k, v in row.items() if k not in ("seconds", "elbo_at_time")}
                       for row in rows])  # fmt: skip
     assert found[0] == found[1]
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    words = [*WORDS, "--num_steps", "100000", "--num_workers", "2", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM.format(words=words)])
+    while len(list(tmp_path.glob("cells/*/metrics.jsonl"))) < 2:
+        time.sleep(0.05)
+        assert process.poll() is None
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(_is_alive(int(pid)) for pid in listed):
+        assert time.monotonic() < deadline, "workers outlive the command"
+        time.sleep(0.05)
+    assert len(listed) >= 2
+
+
+def _is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_ctrl_c_writes_what_there_is(tmp_path, monkeypatch, capsys):

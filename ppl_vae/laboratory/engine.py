@@ -1,9 +1,11 @@
 """Cells run on this machine, one after the other or several at once."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -33,7 +35,7 @@ def run_all(
             yield index, run_cell(*task)
         return
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_one_thread)
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_begin)
     try:
         futures = {pool.submit(run_cell, *task): index for index, task in enumerate(tasks)}
         for future in as_completed(futures):
@@ -42,6 +44,16 @@ def run_all(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one_thread() -> None:
-    """Threads of several processes on the same cores wait for each other."""
+def _begin() -> None:
+    """What each worker does first."""
+    # Threads of several processes on the same cores wait for each other.
     torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent says nothing; its workers would go on where the next call goes on, too."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
