@@ -197,7 +197,7 @@ def by_sites(step):
 
 @pytest.mark.parametrize(
     "schedule, at_once",
-    [(by_order, ()), (by_sites, ()), (by_sites, (3, 1))],
+    [(by_order, ()), (by_sites, ()), (by_sites, (4, 1))],
     ids=["order", "sites", "in a row"],
 )
 def test_weights_of_other_sites_are_another_graph(monkeypatch, schedule, at_once):
@@ -277,6 +277,25 @@ def test_a_later_batch_that_cannot_be_compiled_is_an_error_only_where_that_was_a
     check_same(pair, other)
 
 
+def test_nan_before_a_batch_that_cannot_be_compiled_is_found_where_it_was(monkeypatch):
+    monkeypatch.setattr(sys.modules["ppl_vae.fit"], "_FEW_STEPS", 1)
+    monkeypatch.setattr(compiling, "_pays", lambda traced, num_steps: True)
+    asked, of = [], CompiledStep.of
+
+    def refuses(*args):
+        asked.append(None)
+        if len(asked) == 7:
+            raise TraceError("no more")
+        return of(*args)
+
+    monkeypatch.setattr(CompiledStep, "of", refuses)
+    with (
+        pytest.warns(UserWarning, match="training stays eager from step 6: no more"),
+        pytest.raises(NonFiniteError, match="step 4: the loss is"),
+    ):
+        trained("auto", exploding(4), optimizer=counting(partial(SGD, lr=1e-3)))
+
+
 def test_hooks_are_not_passed_by():
     def hooked(optimizer):
         def make(parameters):
@@ -291,9 +310,12 @@ def test_hooks_are_not_passed_by():
         trained(compile, pair, num_steps=3, optimizer=hooked(partial(Adam, lr=0.01)))
     check_same(*pairs)
     model, guide = plain()
-    next(model.parameters()).register_hook(lambda gradient: 0 * gradient)
-    with pytest.raises(TraceError, match="a parameter has a hook"):
-        trained(True, (model, guide))
+    parameter = next(model.parameters())
+    for register in (parameter.register_hook, parameter.register_post_accumulate_grad_hook):
+        handle = register(lambda value: None)
+        with pytest.raises(TraceError, match="a parameter has a hook"):
+            trained(True, (model, guide))
+        handle.remove()
 
 
 def test_gradients_of_a_sums_terms_are_clipped_once():

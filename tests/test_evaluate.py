@@ -689,3 +689,14 @@ def test_values_for_sites_that_are_not_there_are_refused():
     for function in (decode, lambda m, v, x: sample_prior(m, x, latents=v)):
         with pytest.raises(ValueError, match=match):
             function(mixture, {"w": torch.zeros(2), "y": torch.zeros(2).long()}, torch.zeros(2, 3))
+
+
+def test_the_standard_error_is_that_of_the_weights(monkeypatch):
+    log_w = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("ppl_vae.evaluate.likelihood._Weights.depth", lambda self, x: 1)
+    monkeypatch.setattr("ppl_vae.evaluate.likelihood._log_weights", lambda *args: log_w)
+    found = log_marginal(None, None, torch.zeros(3, 2), num_particles=5)
+    weights = log_w.exp()
+    expected = weights.std(0) / weights.mean(0) / 5**0.5
+    torch.testing.assert_close(found.value, weights.mean(0).log())
+    torch.testing.assert_close(found.standard_error, expected)

@@ -15,7 +15,7 @@ import torch
 from pyro.nn import PyroModule
 from torch.optim import SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import ppl_vae
 from ppl_vae import estimators as e
@@ -101,6 +101,15 @@ def check_same(result, single, rel=1e-9):
 
 # ------------------------------------------------------------------------------ each as if alone
 
+
+class Fading(Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return X[index] * (torch.rand(12) < 0.9)
+
+
 HOW = {
     "rates, weights, clipping": (
         two_level,
@@ -124,6 +133,7 @@ HOW = {
     "a frozen model": (plain, {"freeze": ["model"]}),
     "binarization": (plain, {"data": Splits(X * 0.7, X[:0], X[:0], binarize="dynamic")}),
     "a dataset": (plain, {"data": TensorDataset(X)}),
+    "a dataset that draws": (plain, {"data": Fading()}),
 }  # fmt: skip
 
 
@@ -406,6 +416,69 @@ def test_one_that_cannot_draw_by_nan_does_not_end_the_others():
     assert results[0].failure is None and results[0].num_steps == 60
 
 
+class Doomed(GaussianMixtureVAE):
+    """Its likelihood is NaN, and so all that it moves, once it has counted to a limit."""
+
+    def __init__(self):
+        super().__init__((12,), num_components=2, latent_dim=2, hidden=(4,))
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("limit", torch.tensor(1e9))
+
+    def observe(self, z, x):
+        self.count.add_(1.0)
+        return super().observe(z * torch.where(self.count > self.limit, torch.nan, 1.0), x)
+
+
+def doomed():
+    model = Doomed()
+    return model, GaussianMixtureGuide(model, hidden=(4,), enumerate=False)
+
+
+def test_by_the_row_of_one_that_has_failed_the_others_can_still_be_drawn():
+    with untouched():
+        seed_all(0)
+        pairs = [doomed(), doomed()]
+    # To find its latent sites the guide has run the model once.
+    pairs[0][0].limit.fill_(4.0)
+    options = {**DISCRETE, "num_steps": 8, "log_every": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = fit_replicas(pairs, X, seeds=[0, 1], **options)
+    assert "step 3: the loss is not finite" in str(results[0].failure)
+    assert results[1].failure is None and results[1].num_steps == 8
+
+
+def test_what_the_graph_draws_is_of_no_replicas_stream(monkeypatch):
+    """Nor the same in each step."""
+    seen, call = [], ReplicatedStep.__call__
+
+    def watched(self, batch, weights, generators, owners):
+        function, streams = self._function, [g.get_state() for g in generators]
+
+        def drawing(*inputs):
+            seen.append(torch.get_rng_state())
+            assert all(not torch.equal(seen[-1], state) for state in streams)
+            return function(*inputs)
+
+        self._function = drawing
+        losses = call(self, batch, weights, generators, owners)
+        self._function = function
+        return losses
+
+    monkeypatch.setattr(ReplicatedStep, "__call__", watched)
+    fit_replicas(mixture, X, seeds=[0, 1], **{**DISCRETE, "num_steps": 3})
+    assert len({tuple(state.tolist()) for state in seen}) == 3
+
+
+def test_optimizers_of_several_forms_are_no_one_graph():
+    optimizers = [partial(SGD, lr=1e-4), partial(SGD, lr=1e-4, momentum=0.9)]
+    options = {**OPTIONS, "num_steps": 4}
+    with pytest.warns(UserWarning, match="by itself: the optimizers are of different kinds"):
+        results = fit_replicas(plain, X, seeds=[0, 1], optimizer=optimizers, **options)
+    for index, result in enumerate(results):
+        check_same(result, alone(plain, index, optimizer=optimizers[index], **options))
+
+
 def test_a_row_of_one_that_has_left_can_still_be_drawn_by():
     """Adam of numbers that are all zero divides zero by zero."""
     optimizers = [partial(Adam, lr=1e-3), partial(Adam, lr=0.0), partial(Adam, lr=1e-3)]
@@ -430,11 +503,15 @@ def test_what_leaves_in_a_step_that_is_due_is_looked_at_there(monkeypatch):
         return losses
 
     monkeypatch.setattr(ReplicatedStep, "__call__", spoiled)
-    options = {**OPTIONS, "num_steps": 20, "log_every": 19}
+    # Interpreted, and said to be compiled.
+    monkeypatch.setattr("ppl_vae.compiled.replicated.lower", lambda graph, examples: graph)
+    monkeypatch.setattr("ppl_vae.compiling.missing_compiler", lambda device: None)
+    options = {**OPTIONS, "num_steps": 20, "log_every": 19, "compile": True}
     with pytest.warns(UserWarning, match="before step 20 fail .* stays eager"):
         results = fit_replicas(plain, X, seeds=[0, 1], **options)
+    assert [result.compiled for result in results] == [True, False]
     for seed, result in enumerate(results):
-        single = alone(plain, seed, **options)
+        single = alone(plain, seed, **{**options, "compile": False})
         assert result.metrics[-1]["split"] == "valid" and result.num_steps == 20
         assert flat(result.metrics[-1])["elbo"] == pytest.approx(single.metrics[-1]["elbo"])
 
@@ -484,6 +561,26 @@ def test_one_that_has_ended_does_not_keep_those_behind_from_going_together(tmp_p
         plain, X, seeds=[0, 1, 2], out=tmp_path, resume=True, **{**options, "num_steps": 10}
     )
     assert sizes == [[5, 5]]
+
+
+def test_ctrl_c_reaches_one_that_catches_up(tmp_path):
+    armed = []
+
+    def schedule(step):
+        if armed and step == armed[0]:
+            armed.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+        return 1.0
+
+    options = {**OPTIONS, "schedule": schedule, "checkpoint_every": 5, "tensorboard": False}
+    fit_replicas(plain, X, seeds=[0, 1], out=tmp_path, **{**options, "num_steps": 5})
+    with untouched():
+        seed_all(0)
+        pair = plain()
+    fit(*pair, X, seed=0, out=tmp_path / "00", resume=True, **{**options, "num_steps": 10})
+    armed.append(7)
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 10 .* stopped at step 8 of 60"):
+        fit_replicas(plain, X, seeds=[0, 1], out=tmp_path, resume=True, **options)
 
 
 @pytest.mark.parametrize("at", ["weight 0", "zero parameters"])

@@ -15,6 +15,8 @@ from torch import nn
 from ppl_vae import estimators as e
 from ppl_vae import guides, models
 from ppl_vae.compiled import CompiledLoss, TraceError, trace_loss
+from ppl_vae.compiled.tracing import trace_function
+from ppl_vae.exchange import Substitution
 from ppl_vae.handlers import scale_latents, weighted
 from ppl_vae.randomness import fork, validation
 from ppl_vae.testing.isolation import isolated
@@ -192,8 +194,9 @@ def test_running_statistics_move_once(elbo):
     parameters = [*model.parameters(), *guide.parameters()]
     with isolated(0, model, guide), validation(False):
         loss = CompiledLoss(model, guide, elbo, parameters, lowered=False)
-        loss.prepare((x,))
         before = [b.clone() for b in guide.buffers()]
+        loss.prepare((x,))
+        assert all(map(torch.equal, guide.buffers(), before))
         with fork(1):
             elbo.differentiable_loss(model, guide, x)
         moved = [b.clone() for b in guide.buffers()]
@@ -268,6 +271,27 @@ def test_a_tensor_that_a_program_holds_is_read_anew():
         assert any(value is shift for value in loss.trace((x,)).constants)
         shift.fill_(100.0)
         assert loss((x,)) > 10_000
+
+
+def test_tensors_are_exchanged_wherever_they_go_in():
+    old, new = torch.zeros(2), torch.ones(2)
+    with Substitution([old], [new]):
+        found = torch.add(new, old), torch.add(new, other=old), torch.stack([new, old]).sum(0)
+    assert all(torch.equal(value, 2 * new) for value in found)
+
+
+def test_numbers_that_a_program_writes_are_part_of_the_graph():
+    assert trace_function(lambda x: x * torch.tensor(2.0), [torch.ones(2)]).constants == ()
+
+
+def test_a_graph_is_for_one_kind_of_batch():
+    x, weight = torch.zeros(3, 3), torch.tensor(1.0)
+    batches = [(x,), (x.t(),), (x[:2],), (x.float(),), (x, 1), (x, 2), (x, None)]
+    weights = [0.5, 0.7, weight, {"a": weight}, {"b": weight}, {"a": 0.5}, {"a": weight, "b": 0.5}]
+    kinds = [CompiledLoss.key(args, 1.0) for args in batches]
+    kinds += [CompiledLoss.key((x,), value) for value in weights]
+    assert len(set(kinds)) == len(kinds)
+    assert CompiledLoss.key((x + 1,), weight + 1) == CompiledLoss.key((x,), weight)
 
 
 def looks_at_data(x):
