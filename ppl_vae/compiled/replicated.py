@@ -17,7 +17,7 @@ from ppl_vae.compiled.lowering import lower
 from ppl_vae.compiled.noise import lift_noise
 from ppl_vae.compiled.step import CompiledStep
 from ppl_vae.compiled.tracing import TracedLoss, TraceError, trace_function
-from ppl_vae.randomness import fork, restore, snapshot
+from ppl_vae.randomness import fork, restore, seed_all, snapshot
 
 __all__ = ["ReplicatedStep", "twin"]
 
@@ -137,7 +137,7 @@ class ReplicatedStep:
             torch.tensor(values, dtype=like.dtype, device=like.device)
             for values, like in zip(zip(*rows, strict=True), self._blank, strict=True)
         ]
-        with torch.no_grad(), nullcontext() if self.is_exact else self._own_stream():
+        with torch.no_grad(), nullcontext() if self.is_exact else self._own_stream(generators[0]):
             inputs = self._inputs(batch, weights, generators, numbers)
             return self._function(*inputs, *self._constants)[0]
 
@@ -152,10 +152,12 @@ class ReplicatedStep:
             rows.follow(index, other)
 
     @contextmanager
-    def _own_stream(self) -> Iterator[None]:
+    def _own_stream(self, generator: torch.Generator) -> Iterator[None]:
         """What the graph draws itself: from no replica's stream, whose noise it has already."""
-        with fork(seed=0):
-            if self._random is not None:
+        with fork():
+            if self._random is None:
+                seed_all(_seed_by(generator))
+            else:
                 restore(self._random)
             yield
             self._random = snapshot()
@@ -172,6 +174,13 @@ class ReplicatedStep:
         noise = [draw(generators) for draw in self._draws]
         before = [*self._held.tensors, *batch, *weights, *constants, *noise]
         return [*before, *self._moments.tensors, *numbers]
+
+
+def _seed_by(generator: torch.Generator) -> int:
+    """A seed that hangs on where a generator stands, which is left there."""
+    other = torch.Generator(generator.device)
+    other.set_state(generator.get_state())
+    return int(torch.randint(2**62, (), generator=other, device=generator.device))
 
 
 class _Rows:
