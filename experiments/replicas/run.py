@@ -1,6 +1,6 @@
 """What does a run cost that is one of R?
 
-    python experiments/replicas/run.py            # table, results.json, figure.png
+    python experiments/replicas/run.py            # table and results.json
     python experiments/replicas/run.py --smoke    # seconds
 
 R runs that differ in seed and learning rate: all in one step (`fit_replicas`), compiled or
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
-    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--out", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     networks, nums, rounds, seconds = list(NETWORKS), (4, 16), options.rounds, options.seconds
     if options.smoke:
@@ -154,8 +154,7 @@ def main() -> None:
     with fork(), validation(False):
         rows = [race(network, num, rounds, seconds) for network in networks for num in nums]
     report(rows)
-    if not options.smoke:
-        (options.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -100,15 +100,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke:
         pair = next(iter(PAIRS))
-        report(
-            [
-                {
-                    "pair": pair,
-                    "how": "eager",
-                    **start(pair, ", compile=False", tempfile.gettempdir()),
-                }
-            ]
-        )
+        row = {"pair": pair, "how": "eager"}
+        row |= start(pair, ", compile=False", tempfile.gettempdir())
+        report([row])
+        options.out.write_text(json.dumps([row], indent=1) + "\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         before = None
