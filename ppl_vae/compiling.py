@@ -15,7 +15,7 @@ from ppl_vae.loop import Loop
 from ppl_vae.replica import Replica
 from ppl_vae.together import Together
 
-__all__ = ["compile_loop"]
+__all__ = ["compile_loop", "compile_replicas"]
 
 # Rough, in seconds, for the 784-400-20 network on 2 cores: what a compiled step saves for each
 # operation of the graph, and what compiling takes, at first and for each operation.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.data.minibatches import TrainingData
 from ppl_vae.estimators import Estimator
+from ppl_vae.estimators.base import forgetting
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
@@ -118,10 +119,9 @@ class Plan:
                 f"are its latent sites {prepared.latents}"
             )
         if isinstance(estimator, Estimator):
-            state = {name: value.clone() for name, value in estimator.state_dict().items()}
-            with looking(model, guide), weighted(weight), validation(True):
+            watched = looking(model, guide)
+            with watched, forgetting(estimator), weighted(weight), validation(True):
                 estimator.differentiable_loss(model, guide, *prepared.first)
-            estimator.load_state_dict(state)
 
 
 @contextmanager

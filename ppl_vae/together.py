@@ -5,25 +5,20 @@ Shapes: R replicas, B data of a minibatch.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
-from ppl_vae.ahead import Unseen, as_tensors
-from ppl_vae.compiled import CompiledLoss, CompiledStep, TraceError
-from ppl_vae.compiled.replicated import ReplicatedStep, twin
-from ppl_vae.compiled.tracing import TracedLoss, sites_of
-from ppl_vae.estimators import Estimator
-from ppl_vae.handlers import Weight, weighted
+from ppl_vae.ahead import Unseen
+from ppl_vae.common_step import common_step, stacked
+from ppl_vae.compiled.tracing import TracedLoss
+from ppl_vae.handlers import Weight
 from ppl_vae.lines import Line
 from ppl_vae.loop import Loop
-from ppl_vae.randomness import fork, looking, snapshot
+from ppl_vae.randomness import snapshot
 from ppl_vae.replica import Replica
-from ppl_vae.schedules import Constant
 
 __all__ = ["Together"]
 
@@ -46,13 +41,8 @@ class Together:
         self._device = self._loops[0].prepared.first[0].device
         self._generators = [replica.generator(self._device) for replica in replicas]
         self._sums = self._loops[0].prepared.first[0].new_zeros(len(replicas))
-        schedules = [loop.schedule for loop in self._loops]
-        self._weight: Weight | None = None
-        if all(schedule == schedules[0] for schedule in schedules):
-            # Then it is part of the graph.
-            self._weight = schedules[0](0) if isinstance(schedules[0], Constant) else None
-        self._step, lowered = self._prepare(lowers)
-        self._steps = [_Member(self, i, loop, lowered) for i, loop in enumerate(self._loops)]
+        self._common = common_step(replicas, self._generators, lowers)
+        self._steps = [_Member(self, i, loop) for i, loop in enumerate(self._loops)]
         for replica, member in zip(self._replicas, self._steps, strict=True):
             replica.together, replica.course.steps = True, member
             with replica.awake():
@@ -67,11 +57,16 @@ class Together:
         """Which of them still make their steps here."""
         return [i for i, replica in enumerate(self._replicas) if replica.together]
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the graph of their step is compiled, or interpreted."""
+        return self._common.is_lowered
+
     def advance(self) -> None:
         """Makes a step of each, and what is to be done after it."""
         members = self.members
         weights = [self._loops[i].schedule(self._loops[i].step) for i in self._rows(members)]
-        if any(sites_of(weight) != self._sites for weight in weights):
+        if not self._common.takes(weights):
             warnings.warn(
                 f"from step {self._loops[members[0]].step} on each replica is trained by itself: "
                 "the schedule weighs other sites than before",
@@ -85,13 +80,14 @@ class Together:
             lines = {i: self._line(i, _row(args, i), weights[i]) for i in members}
         try:
             rows = self._rows(members)
-            losses = self._step(args, self._columns(weights), self._generators, rows)
-        except RuntimeError:
+            columns = self._common.columns(weights, self._sums)
+            losses = self._common.step(args, columns, self._generators, rows)
+        except RuntimeError as error:
             # One cannot draw by NaN that nobody has looked at, perhaps: which, each finds out.
             lines = {}
             for i in members:
                 with self._awake(i), self._replicas[i].failing():
-                    self._steps[i].again(self._loops[i].step + 1)
+                    self._steps[i].again(self._loops[i].step + 1, error)
         else:
             self._sums += losses
             for i in members:
@@ -126,10 +122,10 @@ class Together:
     def leave(self, index: int) -> None:
         """Lets one that is awake go its own way from where it stands."""
         self._replicas[index].together = False
-        self._step.release(index)
+        self._common.step.release(index)
         for i, owner in enumerate(self._rows(self.members)):
             if i != owner:
-                self._step.follow(i, owner)
+                self._common.step.follow(i, owner)
 
     def _look(self, index: int, *, check_only: bool = False) -> None:
         replica = self._replicas[index]
@@ -174,90 +170,16 @@ class Together:
         for i in members:
             with self._awake(i):
                 batches[i] = self._loops[i].prepared.batch()
-        return _stacked([batches[i] for i in self._rows(members)])
-
-    def _columns(self, weights: Sequence[Weight]) -> list[Tensor]:
-        """The tensors of the weights, `[R]`; none where they are part of the graph."""
-        if self._weight is not None:
-            return []
-        like = self._sums
-        if isinstance(weights[0], Mapping):
-            columns = [[float(weight[name]) for weight in weights] for name in weights[0]]  # type: ignore[index]
-        else:
-            columns = [[float(weight) for weight in weights]]  # type: ignore[arg-type]
-        return [like.new_tensor(column) for column in columns]
-
-    def _prepare(self, lowers: Callable[[TracedLoss], bool]) -> tuple[ReplicatedStep, bool]:
-        batches = [loop.prepared.first for loop in self._loops]
-        if not all(isinstance(value, Tensor) for args in batches for value in args):
-            raise TraceError("a minibatch holds something that is no tensor")
-        weights = [loop.schedule(loop.step) for loop in self._loops]
-        if self._weight is None:
-            # What a weight of zero hides is to be seen.
-            weights = [dict.fromkeys(w, 1.0) if isinstance(w, Mapping) else 1.0 for w in weights]
-        self._sites = sites_of(weights[0])
-        if any(sites_of(weight) != self._sites for weight in weights):
-            raise TraceError("the schedules weigh different sites")
-        free = [w if self._weight is not None else as_tensors(w, self._loops[0]) for w in weights]
-        steps = [_step_of(loop) for loop in self._loops]
-        traced = self._trace(steps, batches, free)
-        lowered = lowers(traced[0])
-        step = ReplicatedStep(steps, traced, lowered=lowered)
-        if not step.is_exact:
-            _check_same_code([one.graph.code for one in self._trace(steps, batches, free, True)])
-        args = _stacked(batches), self._columns(weights)
-        step.prepare(*args)
-        try:
-            with _elsewhere([p for one in steps for p in one.loss.parameters]):
-                if step.is_exact:
-                    self._check(step.losses(*args, self._generators), free)
-        except TraceError:
-            for index in range(len(steps)):
-                step.release(index)
-            raise
-        return step, lowered
-
-    def _trace(
-        self,
-        steps: Sequence[CompiledStep],
-        batches: Sequence[tuple[Any, ...]],
-        weights: Sequence[Weight],
-        each: bool = False,
-    ) -> list[TracedLoss]:
-        """The graph of each; that of the first for all, where it holds nothing of its own."""
-        traced: list[TracedLoss] = []
-        for replica, step, args, weight in zip(
-            self._replicas, steps, batches, weights, strict=True
-        ):
-            if traced and not each and not traced[0].constants:
-                traced.append(twin(traced[0], step.loss))
-            else:
-                with replica.awake():
-                    traced.append(step.loss.trace(args, weight))
-        return traced
-
-    def _check(self, losses: Tensor, weights: Sequence[Weight]) -> None:
-        """Each pair's own programs must give the loss that the graph of the first gives for it."""
-        for i, (replica, weight) in enumerate(zip(self._replicas, weights, strict=True)):
-            loop = self._loops[i]
-            pair = loop.model, loop.guide
-            watched, kept = looking(*pair), _kept(loop.estimator)
-            with replica.awake(), watched, kept, torch.no_grad(), weighted(weight):
-                own = loop.estimator.differentiable_loss(*pair, *loop.prepared.first)
-            if not torch.allclose(losses[i], own, rtol=1e-3, equal_nan=True):
-                raise TraceError(
-                    f"the pairs are not of one kind: the loss of pair {i} is {own.item():.6g}, and "
-                    f"that of the first one's graph, given its parameters, {losses[i].item():.6g}"
-                )
+        return stacked([batches[i] for i in self._rows(members)])
 
 
 class _Member:
     """One training's steps, which all of them make together."""
 
-    def __init__(self, together: Together, index: int, loop: Loop, lowered: bool) -> None:
+    def __init__(self, together: Together, index: int, loop: Loop) -> None:
         self._together, self._index, self._loop = together, index, loop
         self.unseen = Unseen(loop)
-        self.is_compiled = lowered
+        self.is_compiled = together.is_compiled
 
     def advance(self, *, log: bool, most: int = 1) -> Line | None:
         """A step by itself, after it has left the others; see `Loop.advance`."""
@@ -271,11 +193,11 @@ class _Member:
         if not self.unseen.is_finite():
             self.again(self._loop.step)
 
-    def again(self, step: int) -> None:
+    def again(self, step: int, cause: Exception | None = None) -> None:
         """Leaves the others, and makes the steps up to this one again; see `Unseen.again`."""
         self._together.leave(self._index)
         self.is_compiled = False
-        self.unseen.again(step)
+        self.unseen.again(step, cause)
 
     def keep(self) -> None:
         """As `Ahead.keep`."""
@@ -283,48 +205,5 @@ class _Member:
             self.unseen.keep()
 
 
-def _step_of(loop: Loop) -> CompiledStep:
-    """Its step, of which only the graph is wanted."""
-    trained = list(loop.optimizers.trained.values())
-    loss = CompiledLoss(loop.model, loop.guide, loop.estimator, trained, lowered=False)
-    optimizers = list(loop.optimizers.optimizers.values())
-    return CompiledStep(loss, optimizers, loop.clip_grad_norm, lowered=False)
-
-
 def _row(batch: Sequence[Tensor], index: int) -> tuple[Tensor, ...]:
     return tuple(value[index] for value in batch)
-
-
-def _stacked(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-    return [torch.stack(values) for values in zip(*batches, strict=True)]
-
-
-def _check_same_code(codes: Sequence[str]) -> None:
-    for i, code in enumerate(codes):
-        if code != codes[0]:
-            raise TraceError(f"the pairs are not of one kind: pair {i} has another graph than 0")
-
-
-@contextmanager
-def _elsewhere(parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Parameters moved a little: behind those that begin as zero, a difference does not show."""
-    kept = [parameter.detach().clone() for parameter in parameters]
-    with torch.no_grad():
-        with fork(seed=0):
-            for parameter in parameters:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-        try:
-            yield
-        finally:
-            for parameter, value in zip(parameters, kept, strict=True):
-                parameter.copy_(value)
-
-
-@contextmanager
-def _kept(estimator: ELBO) -> Iterator[None]:
-    """What an estimator remembers is afterwards as it was."""
-    state = estimator.state_dict() if isinstance(estimator, Estimator) else {}
-    state = {name: value.clone() for name, value in state.items()}
-    yield
-    if isinstance(estimator, Estimator):
-        estimator.load_state_dict(state)

@@ -5,6 +5,7 @@ Shapes: M outer samples, K particles, B data.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from ppl_vae.estimators.running import OneSubsample
 from ppl_vae.estimators.sites import PARTICLES
 from ppl_vae.randomness import looking
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "forgetting"]
 
 
 class Estimator(Configurable, ELBO):
@@ -152,3 +153,15 @@ class Estimator(Configurable, ELBO):
         # Abstract in Pyro's class, and called only by the methods that are overridden here.
         pair = trace_pair(model, guide, args, kwargs)
         return pair.model_trace, pair.guide_trace
+
+
+@contextmanager
+def forgetting(estimator: ELBO) -> Iterator[None]:
+    """What an estimator remembers from step to step is afterwards as it was."""
+    state = estimator.state_dict() if isinstance(estimator, Estimator) else {}
+    state = {name: value.clone() for name, value in state.items()}
+    try:
+        yield
+    finally:
+        if isinstance(estimator, Estimator):
+            estimator.load_state_dict(state)
