@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pyro.infer import ELBO
@@ -23,7 +23,7 @@ from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.fit import FitResult
 from ppl_vae.handlers import Weight
 from ppl_vae.interruption import Interruption
-from ppl_vae.optimizers import LRSchedule
+from ppl_vae.optimizers import LRSchedule, OptimizerFactory
 from ppl_vae.plan import Plan
 from ppl_vae.preparation import resident, resolve_device
 from ppl_vae.progress import Progress
@@ -32,10 +32,14 @@ from ppl_vae.recording import Recorder
 from ppl_vae.replica import Replica
 from ppl_vae.schedules import Constant
 
+if TYPE_CHECKING:
+    from ppl_vae.together import Together
+
 __all__ = ["fit_replicas"]
 
 Pair = tuple[Callable[..., Any], Callable[..., Any]]
 Schedule = Callable[[int], Weight]
+Optimizer = OptimizerFactory | Mapping[str, OptimizerFactory]
 
 
 def fit_replicas(
@@ -45,7 +49,7 @@ def fit_replicas(
     seeds: Sequence[int],
     estimator: ELBO | None = None,
     schedule: Schedule | Sequence[Schedule] | None = None,
-    optimizer: Any = partial(Adam, lr=1e-3),  # noqa: B008
+    optimizer: Optimizer | Sequence[Optimizer] = partial(Adam, lr=1e-3),  # noqa: B008
     num_steps: int,
     batch_size: int | None = None,
     device: str | torch.device = "auto",
@@ -92,17 +96,17 @@ def fit_replicas(
             trained one after the other, with a warning; if true, that is an error.
         out: A folder to write, with a run directory `00`, `01`, ... for each.
         resume: Go on from their checkpoints.
-        valid: As for `fit`, and so:
-        lr_schedule: ...
-        clip_grad_norm: ...
-        freeze: ...
-        patience: ...
-        log_every: ...
-        eval_every: ...
-        checkpoint_every: ...
-        tensorboard: ...
-        progress: ...
-        config: ...
+        valid: As for `fit`.
+        lr_schedule: As for `fit`; of each.
+        clip_grad_norm: As for `fit`; of each.
+        freeze: As for `fit`; in each.
+        patience: As for `fit`; each ends by itself.
+        log_every: As for `fit`.
+        eval_every: As for `fit`.
+        checkpoint_every: As for `fit`.
+        tensorboard: As for `fit`; for each.
+        progress: As for `fit`; one bar for all.
+        config: As for `fit`; the same for all.
 
     Returns:
         What `fit` returns, for each. A replica that becomes NaN or infinite ends, the others go on,
@@ -193,14 +197,14 @@ def _train(replicas: Sequence[Replica], plan: Plan, interruption: Interruption) 
             replica.course.end()
 
 
-def _together(replicas: Sequence[Replica], plan: Plan) -> Any:
+def _together(replicas: Sequence[Replica], plan: Plan) -> "Together | None":
     # Here, for who does not compile need not wait for torch's compiler.
     from ppl_vae.compiling import compile_replicas
 
     return compile_replicas(replicas, plan.num_steps, plan.compile)
 
 
-def _leave(replicas: Sequence[Replica], together: Any) -> str:
+def _leave(replicas: Sequence[Replica], together: "Together | None") -> str:
     """Keeps all where they stand; says where that is."""
     if together is not None:
         together.part()
