@@ -70,8 +70,12 @@ class Unseen:
         """What was looked at is fine: the next look goes back no further."""
         self._safe, self._sum = self._loop.state_dict(), None
 
-    def again(self, step: int) -> None:
+    def again(self, step: int, cause: Exception | None = None) -> None:
         """Makes the steps up to this one again, eagerly.
+
+        Args:
+            step: The number of the next step, afterwards.
+            cause: What a compiled step failed of; none where they are only not finite.
 
         Raises:
             NonFiniteError: The first bad one; the parameters are then as they were before it.
@@ -81,9 +85,10 @@ class Unseen:
         loop.load_state_dict(self._safe, loop.seconds)
         while loop.step < step:
             loop.advance(log=False)
+        found = "are not finite" if cause is None else f"fail ({type(cause).__name__}: {cause})"
         warnings.warn(
-            f"compiled steps before step {step} fail or are not finite, and the same steps made "
-            "eagerly are; training stays eager from here",
+            f"compiled steps before step {step} {found}; made eagerly, the same steps are fine, "
+            "and training stays eager from here",
             stacklevel=2,
         )
 
@@ -149,9 +154,9 @@ class Ahead:
             # Before the step, which moves the parameters.
             line = loop.train_line(args, weight, None, snapshot()) if log else None
             loss = step()
-        except (NonFiniteError, RuntimeError):
+        except (NonFiniteError, RuntimeError) as error:
             # By a step that nobody has looked at, perhaps: who draws by NaN, or inverts it, fails.
-            self._again(loop.step + 1)
+            self._again(loop.step + 1, error)
             return None
         self._unseen.add(loss)
         if line is not None:
@@ -179,9 +184,9 @@ class Ahead:
         if self.is_compiled:
             self._unseen.keep()
 
-    def _again(self, step: int) -> None:
+    def _again(self, step: int, cause: Exception | None = None) -> None:
         self.is_compiled = False
-        self._unseen.again(step)
+        self._unseen.again(step, cause)
 
     def _advance_by(self, replay: Replayed) -> bool:
         """Replays; whether it is for these steps."""
