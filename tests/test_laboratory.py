@@ -229,6 +229,24 @@ def test_a_failed_cell_is_shown_and_does_not_stop_the_rest(tmp_path):
     text = lab.as_text(lab.table_of(found))
     assert "0 (1 failed)" in text and "Failed: one, 1000000: batch_size is 1000000" in text
     assert "failed" in (tmp_path / "cells.csv").read_text()
+    traces = [path.read_text() for path in sorted(tmp_path.glob("cells/*/error.txt"))]
+    assert len(traces) == 2 and all("batch_size is 1000000" in trace for trace in traces)
+
+
+def test_what_is_a_bug_is_shown_by_its_type_and_where_it_was(tmp_path, monkeypatch):
+    def broken(**options):
+        return {}["no such thing"]
+
+    monkeypatch.setattr(cells_file, "train", broken)
+    axes = {"estimator": [Trace_ELBO(), TraceIWAE_ELBO(5)]}
+    found = lab.compare(axes, BASE, out=tmp_path, **QUICK)
+    assert [r.error for r in found.records] == ["KeyError: 'no such thing'"] * 2
+    traces = list(tmp_path.glob("cells/*/error.txt"))
+    assert len(traces) == 2 and "in broken" in traces[0].read_text()
+    monkeypatch.undo()
+    again = lab.compare(axes, BASE, out=tmp_path, **QUICK)
+    assert all(r.is_done for r in again.records)
+    assert not list(tmp_path.glob("cells/*/error.txt"))
 
 
 PROGRAM = """

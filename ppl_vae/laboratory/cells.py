@@ -2,11 +2,13 @@
 
 import json
 import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import write_text
 from ppl_vae.laboratory.grid import Cell
 from ppl_vae.options import make_options
@@ -80,8 +82,9 @@ class Record:
 def run_cell(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
     """Trains a cell from where it stands, evaluates it, and writes `cell.json`.
 
-    What fails is written down as failed, and is tried again next time. What is done stays as it is;
-    evaluated otherwise than is asked for now, it is evaluated anew, and not trained.
+    What fails is written down as failed, with its traceback in `error.txt`, and is tried again next
+    time. What is done stays as it is; evaluated otherwise than is asked for now, it is evaluated
+    anew, and not trained.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
@@ -93,8 +96,10 @@ def run_cell(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
     try:
         record = _run(cell, folder, evaluation)
     except Exception as error:  # Whatever it is, the other cells are to be run.
-        message = str(error).strip() or type(error).__name__
-        record = Record(cell.labels, cell.options, "failed", message, asdict(evaluation))
+        write_text(folder / "error.txt", traceback.format_exc())
+        record = Record(cell.labels, cell.options, "failed", _said(error), asdict(evaluation))
+    else:
+        (folder / "error.txt").unlink(missing_ok=True)
     write_text(folder / "cell.json", json.dumps(asdict(record), indent=1) + "\n")
     return record
 
@@ -106,6 +111,14 @@ def read_record(cell: Cell, folder: Path) -> Record | None:
         return Record(**{**found, "labels": cell.labels})
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
+
+
+def _said(error: Exception) -> str:
+    """A line on what went wrong; only what the user did wrong says it in full by itself."""
+    name, message = type(error).__name__, str(error).strip()
+    if isinstance(error, ValueError | NonFiniteError) and message:
+        return message
+    return f"{name}: {message}" if message else name
 
 
 def _run(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
