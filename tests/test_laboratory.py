@@ -217,6 +217,31 @@ def test_several_processes_come_to_the_same(compared, tmp_path):
         assert one.metric("log_marginal") == pytest.approx(other.metric("log_marginal"), rel=1e-4)
 
 
+def test_arguments_are_set_in_each_cells_own_object():
+    axes = {"guide": [MeanFieldGuide, IAFGuide], "guide.hidden": [[4], [6]]}
+    cells = lab.expand(axes, BASE)
+    found = [cell.options["guide"]["init_args"]["hidden"] for cell in cells]
+    assert found == [[4], [6], [4], [6]]
+
+
+def test_an_axis_may_set_several_options(tmp_path):
+    wide = {"model": partial(VAE, latent_dim=3, hidden=(8,)), "guide.hidden": [4]}
+    guide = {"guide": [partial(MeanFieldGuide, hidden=(8,))]}
+    axes = {"size": {"narrow": {}, "wide": wide}, **guide, "seed": [0, 1]}
+    found = lab.compare(axes, BASE, out=tmp_path, baseline={"size": "narrow"}, **QUICK)
+    assert [row.labels["size"] for row in found.rows()] == ["narrow", "wide"]
+    models = [r.options["model"]["init_args"]["latent_dim"] for r in found.records]
+    assert models == [2, 2, 3, 3] and all(r.is_done for r in found.records)
+    hidden = [r.options["guide"]["init_args"]["hidden"] for r in found.records]
+    assert hidden == [[8], [8], [4], [4]]
+
+
+@pytest.mark.parametrize("value", [{"modle": VAE}, VAE, "wide"])
+def test_an_axis_that_sets_what_is_no_option(tmp_path, value):
+    with pytest.raises(ValueError, match="the axis size is no option, and its value wide is"):
+        lab.compare({"size": {"narrow": {}, "wide": value}}, BASE, out=tmp_path)
+
+
 # ------------------------------------------------------------------------------ failures and stops
 
 

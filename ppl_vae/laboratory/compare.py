@@ -23,9 +23,13 @@ from ppl_vae.training import train
 
 __all__ = ["compare", "compare_cells"]
 
+_OPTIONS = sorted(
+    set(inspect.signature(train).parameters) - {"out", "resume", "progress", "report"}
+)
+
 
 def compare(
-    axes: Mapping[str, Sequence[Any]],
+    axes: Mapping[str, Sequence[Any] | Mapping[str, Any]],
     base: Mapping[str, Any] | None = None,
     *,
     out: str | Path,
@@ -52,7 +56,8 @@ def compare(
         axes: For each name of an option of `train` its values, or labels and values: classes,
             instances, `functools.partial`s, plain data. A name with dots is an argument of an
             object in the base, `guide.hidden`. A user's own class is written as its import path,
-            and needs its module in `allow`.
+            and needs its module in `allow`. An axis of a name that is no option sets several:
+            `{"levels": {"one": {"model": VAE, "guide": MeanFieldGuide}, "two": {...}}}`.
         base: The other options of `train`.
         out: The folder.
         baseline: The values of the row to compare the others with, by axis; the first, where not
@@ -74,11 +79,11 @@ def compare(
         >>> found.rows()[0].num
         2
     """
-    known = set(inspect.signature(train).parameters) - {"out", "resume", "progress", "report"}
+    sets = [name for name, axis in axes.items() if _is_set(name, axis)]
     for name in (*axes, *(base or {})):
-        if name.split(".")[0] not in known:
-            raise ValueError(f"there is no option {name}; accepted are {', '.join(sorted(known))}")
-    cells = expand(axes, base or {})
+        if name not in sets and name.split(".")[0] not in _OPTIONS:
+            raise ValueError(f"there is no option {name}; accepted are {', '.join(_OPTIONS)}")
+    cells = expand(axes, base or {}, sets)
     chosen = _baseline(cells, baseline or {})
     evaluation = Evaluation(split, num_particles, num_data)
     return compare_cells(
@@ -131,6 +136,20 @@ def compare_cells(
     found = comparison()
     _write(found, cells, out)
     return found
+
+
+def _is_set(name: str, axis: Any) -> bool:
+    """Whether an axis is no option, and sets several instead."""
+    if name.split(".")[0] in _OPTIONS or not (isinstance(axis, Mapping) and axis):
+        return False
+    for label, options in axis.items():
+        known = isinstance(options, Mapping) and all(o.split(".")[0] in _OPTIONS for o in options)
+        if not known:
+            raise ValueError(
+                f"the axis {name} is no option, and its value {label} is {options!r}; accepted are "
+                f"mappings of options to their values, of the options {', '.join(_OPTIONS)}"
+            )
+    return True
 
 
 def _baseline(cells: Sequence[Cell], asked: Mapping[str, Any]) -> dict[str, str]:

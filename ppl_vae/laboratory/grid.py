@@ -6,7 +6,8 @@ A cell is plain data, so that it can be named, sent to another process, and foun
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -39,13 +40,16 @@ class Cell:
         return f"{words[:80]}-{digest}" if words else digest
 
 
-def expand(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[Cell]:
+def expand(
+    axes: Mapping[str, Any], base: Mapping[str, Any], sets: Collection[str] = ()
+) -> list[Cell]:
     """Every cell of a grid, the last axis fastest.
 
     Args:
         axes: For each name of an option its values, or a mapping of labels to values. A name with
             dots is an argument of an object in the base: `guide.hidden`.
         base: The other options. Objects are written down (`ppl_vae.config.describe`).
+        sets: The axes that are no options, whose values are several options each.
 
     Raises:
         ValueError: An axis is empty or has a value twice; there is nothing to set where a name with
@@ -62,13 +66,18 @@ def expand(axes: Mapping[str, Sequence[Any]], base: Mapping[str, Any]) -> list[C
         raise ValueError(f"the grid has {count} cells; accepted are up to {_MAX_CELLS}")
     plain = {name: describe(value) for name, value in base.items()}
     cells = []
-    # Whole objects before their arguments, which are set inside of them.
-    order = sorted(values, key=lambda name: name.count("."))
     for chosen in product(*(axis.items() for axis in values.values())):
         given = dict(zip(values, chosen, strict=True))
         options = json.loads(json.dumps(plain))
-        for name in order:
-            _set(options, name, given[name][1])
+        parts = [
+            part
+            for name, (_, value) in given.items()
+            for part in (value.items() if name in sets else [(name, value)])
+        ]
+        # Whole objects before their arguments, which are set inside of them.
+        for name, value in sorted(parts, key=lambda part: part[0].count(".")):
+            # A copy, for an argument may be set inside, which is not to reach other cells.
+            _set(options, name, deepcopy(value))
         cells.append(Cell({name: label for name, (label, _) in given.items()}, options))
     return cells
 
