@@ -6,9 +6,10 @@ import pytest
 import torch
 from pyro import poutine
 
-from ppl_vae.estimators import Trace_ELBO
+from ppl_vae.estimators import Trace_ELBO, TraceAnalyticKL_ELBO
 from ppl_vae.estimators.densities import per_datum, plate_scale
 from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.evaluate import elbo_terms
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
 from ppl_vae.handlers import scale_latents
 from ppl_vae.models import VAE
@@ -116,6 +117,23 @@ def test_the_data_plate_is_named_data_or_the_outermost_of_the_observed():
     assert trace_pair(unnamed, guide, (X,), {}).data_plate.name == "rows"
     with pytest.raises(ValueError, match="the model has no plate over the data; write"):
         trace_pair(nothing, lambda x: None, (X,), {}).data_plate  # noqa: B018
+
+
+def test_a_hidden_likelihood_leaves_the_kl():
+    torch.manual_seed(0)
+    model = VAE((6,), latent_dim=3, hidden=(5,))
+    guide, x = MeanFieldGuide(model, hidden=(5,)), torch.rand(8, 6)
+
+    def blind(x):
+        with poutine.block(hide=["x"]):
+            return model(x)
+
+    q = poutine.trace(guide).get_trace(x).nodes["z"]["fn"].base_dist
+    kl = (q.loc**2 + q.scale**2 - 1).sum() / 2 - q.scale.log().sum()
+    assert TraceAnalyticKL_ELBO().loss(blind, guide, x) == pytest.approx(kl.item(), rel=1e-5)
+    terms = elbo_terms(blind, guide, x)
+    assert torch.equal(terms.reconstruction, torch.zeros(8))
+    assert trace_pair(blind, guide, (x,), {}).data_plate.name == "data"
 
 
 def test_per_datum_keeps_masks_and_scales_but_not_the_plates():

@@ -62,7 +62,9 @@ class Pair:
         Raises:
             ValueError: There is none, or more than one and none is named `"data"`.
         """
-        observed = [own_plates(site) for _, site in self.observed]
+        # Where the likelihood is hidden, to train by the KL alone, the latents are in the plate.
+        sites = list(self.observed) or list(samples(self.model_trace))
+        observed = [own_plates(site) for _, site in sites]
         candidates = {name: plates[name] for plates in observed for name in plates}
         if "data" in candidates:
             return candidates["data"]

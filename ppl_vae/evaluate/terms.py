@@ -122,13 +122,14 @@ def _draw(model: Callable, guide: Callable, x: Tensor, num_data: int) -> Terms:
 
 def _terms(pair: Pair, num_data: int | None) -> Terms:
     plate = pair.data_plate
-    reconstruction = sum(per_datum(site, plate, num_data) for _, site in pair.observed)
+    observed = [per_datum(site, plate, num_data) for _, site in pair.observed]
     prior = {name: per_datum(site, plate, num_data) for name, site, _ in pair.latents}
     kl = {name: per_datum(site, plate, num_data) - prior[name] for name, _, site in pair.latents}
     kl |= {name: per_datum(site, plate, num_data) for name, site in pair.auxiliary}
     size = (plate.size,)
     return Terms(
-        reconstruction.expand(size),  # type: ignore[union-attr]
+        # Nothing is observed where the likelihood is hidden.
+        sum(observed, next(iter(prior.values())).new_zeros(())).expand(size),
         {name: value.expand(size) for name, value in prior.items()},
         {name: value.expand(size) for name, value in kl.items()} if pair.has_density else {},
     )
