@@ -20,7 +20,7 @@ from scipy import stats
 import ppl_vae
 from ppl_vae import laboratory as lab
 from ppl_vae.estimators import Trace_ELBO, TraceIWAE_ELBO
-from ppl_vae.evaluate import Estimate
+from ppl_vae.evaluate import Estimate, posterior_means
 from ppl_vae.guides import IAFGuide, MeanFieldGuide
 from ppl_vae.laboratory import cells as cells_file
 from ppl_vae.laboratory.figures import frontier
@@ -240,6 +240,32 @@ def test_an_axis_may_set_several_options(tmp_path):
 def test_an_axis_that_sets_what_is_no_option(tmp_path, value):
     with pytest.raises(ValueError, match="the axis size is no option, and its value wide is"):
         lab.compare({"size": {"narrow": {}, "wide": value}}, BASE, out=tmp_path)
+
+
+def squared_code(run, splits):
+    codes = posterior_means(run.guide, run.like(splits.test))["z"]
+    return {"squared code": codes.square().mean().item(), "size": Estimate(len(codes), 0.0)}
+
+
+def test_measures_of_ones_own_are_compared_like_the_others(tmp_path):
+    axes, options = {"seed": [0, 1]}, {**QUICK, "out": tmp_path}
+    plain = lab.compare(axes, BASE, **options)
+    found = lab.compare(axes, BASE, measures=[squared_code], num_workers=2, **options)
+    assert [r.seconds for r in found.records] == [r.seconds for r in plain.records]
+    row, text = found.rows()[0], (tmp_path / "table.md").read_text()
+    runs = [ppl_vae.load_run(path) for path in sorted(tmp_path.glob("cells/*"))]
+    values = [squared_code(run, run.data())["squared code"] for run in runs]
+    assert row.metrics["measures.squared code"].value == pytest.approx(np.mean(values))
+    assert row.metrics["measures.size"].value == len(runs[0].data().test)
+    assert "| squared code |" in text
+    again = lab.compare(axes, BASE, measures=[squared_code], **options)
+    assert [r.results for r in again.records] == [r.results for r in found.records]
+
+
+def test_two_measures_of_one_name_are_refused(tmp_path):
+    measures = [squared_code, squared_code]
+    found = lab.compare({"seed": [0]}, BASE, measures=measures, out=tmp_path, **QUICK)
+    assert found.records[0].error == "two measures give squared code; accepted is each name once"
 
 
 # ------------------------------------------------------------------------------ failures and stops

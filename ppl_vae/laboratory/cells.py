@@ -3,30 +3,56 @@
 import json
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.data import Splits
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import write_text
+from ppl_vae.evaluate import Estimate
 from ppl_vae.laboratory.grid import Cell
 from ppl_vae.options import make_options
 from ppl_vae.results import evaluate_run
-from ppl_vae.runs import load_run
+from ppl_vae.runs import Run, load_run
 from ppl_vae.training import train
 
-__all__ = ["Evaluation", "Record", "read_record", "run_cell"]
+__all__ = ["Evaluation", "Measure", "Record", "read_record", "run_cell"]
+
+
+#: More figures of a finished run, by name; numbers or estimates.
+Measure = Callable[[Run, Splits], Mapping[str, float | Estimate]]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """On what finished cells are evaluated; see `ppl_vae.results.evaluate_run`."""
+    """On what finished cells are evaluated; see `ppl_vae.results.evaluate_run`.
+
+    Attributes:
+        measures: What gives further figures, of the run and its data. Where cells run in other
+            processes, functions of a module, which these can import.
+    """
 
     split: str = "test"
     num_particles: int = 1000
     num_data: int | None = None
     seed: int = 0
+    measures: tuple[Measure, ...] = ()
+
+    def described(self) -> dict[str, Any]:
+        """As plain data, by which a cell that was evaluated otherwise is known."""
+        names = [getattr(measure, "__qualname__", repr(measure)) for measure in self.measures]
+        return {**self.asked(), **({"measures": names} if names else {})}
+
+    def asked(self) -> dict[str, Any]:
+        """What `evaluate_run` is asked for."""
+        return {
+            "split": self.split,
+            "num_particles": self.num_particles,
+            "num_data": self.num_data,
+            "seed": self.seed,
+        }
 
 
 @dataclass(frozen=True)
@@ -90,14 +116,14 @@ def run_cell(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
     """
     before = read_record(cell, folder)
-    if before is not None and before.is_done and before.evaluation == asdict(evaluation):
+    if before is not None and before.is_done and before.evaluation == evaluation.described():
         return before
     folder.mkdir(parents=True, exist_ok=True)
     try:
         record = _run(cell, folder, evaluation)
     except Exception as error:  # Whatever it is, the other cells are to be run.
         write_text(folder / "error.txt", traceback.format_exc())
-        record = Record(cell.labels, cell.options, "failed", _said(error), asdict(evaluation))
+        record = Record(cell.labels, cell.options, "failed", _said(error), evaluation.described())
     else:
         (folder / "error.txt").unlink(missing_ok=True)
     write_text(folder / "cell.json", json.dumps(asdict(record), indent=1) + "\n")
@@ -127,19 +153,33 @@ def _run(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
     train(**{**options, "out": str(folder), "resume": True, "progress": False, "report": False})
     run = load_run(folder, allow)
     splits = run.data(options.get("root"))
-    asked = asdict(evaluation)
+    asked = evaluation.asked()
     size = len(getattr(splits, evaluation.split, ()))
     if evaluation.num_data is not None and size:
         asked["num_data"] = min(evaluation.num_data, size)
     results = evaluate_run(run, splits, **asked)
+    if evaluation.measures:
+        results["measures"] = _measured(run, splits, evaluation)
     valid = [line for line in run.metrics if line["split"] == "valid" and "elbo" in line]
     return Record(
         cell.labels,
         cell.options,
         "done",
-        evaluation=asdict(evaluation),
+        evaluation=evaluation.described(),
         results=results,
         seconds=run.metrics[-1]["seconds"],
         num_steps=run.step,
         validations=[(line["step"], line["seconds"], line["elbo"]) for line in valid],
     )
+
+
+def _measured(run: Run, splits: Splits, evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for measure in evaluation.measures:
+        for name, value in measure(run, splits).items():
+            if name in found:
+                raise ValueError(f"two measures give {name}; accepted is each name once")
+            found[name] = {"value": float(getattr(value, "value", value))}
+            if isinstance(value, Estimate):
+                found[name]["standard_error"] = float(value.standard_error)
+    return found

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ppl_vae import page, plots
 from ppl_vae.directory import write_text
 from ppl_vae.laboratory import figures
-from ppl_vae.laboratory.cells import Evaluation, Record, read_record
+from ppl_vae.laboratory.cells import Evaluation, Measure, Record, read_record
 from ppl_vae.laboratory.comparison import Comparison, metrics_of
 from ppl_vae.laboratory.engine import run_all
 from ppl_vae.laboratory.grid import Cell, expand
@@ -37,6 +37,7 @@ def compare(
     split: str = "test",
     num_particles: int = 1000,
     num_data: int | None = None,
+    measures: Sequence[Measure] = (),
     num_workers: int = 1,
     progress: bool | None = None,
 ) -> Comparison:
@@ -65,6 +66,9 @@ def compare(
         split: On what to evaluate.
         num_particles: K of the log p(x) of each run.
         num_data: Evaluate on this many data, drawn at random; all if not given.
+        measures: Functions of a finished run and its data (`ppl_vae.Run`, `Splits`) that give more
+            figures by name, numbers or estimates, to be compared like the others; of a module that
+            can be imported, where there are several workers.
         num_workers: How many processes; each with one thread, where there are several.
         progress: Show a bar; on a terminal, if not given.
 
@@ -85,7 +89,7 @@ def compare(
             raise ValueError(f"there is no option {name}; accepted are {', '.join(_OPTIONS)}")
     cells = expand(axes, base or {}, sets)
     chosen = _baseline(cells, baseline or {})
-    evaluation = Evaluation(split, num_particles, num_data)
+    evaluation = Evaluation(split, num_particles, num_data, measures=tuple(measures))
     return compare_cells(
         cells, out, evaluation, baseline=chosen, num_workers=num_workers, progress=progress
     )

@@ -123,7 +123,7 @@ def metrics_of(records: Sequence[Record]) -> list[str]:
         names = [
             name for name in ("log_marginal", "elbo", "reconstruction") if name in record.results
         ]
-        for nested in ("kl", "log_prior", "active_units", "classes"):
+        for nested in ("kl", "log_prior", "active_units", "classes", "measures"):
             names += [f"{nested}.{site}" for site in record.results.get(nested, {})]
         found += [name for name in names if name not in found]
     order = ("log_marginal", "elbo", "elbo_at_time")

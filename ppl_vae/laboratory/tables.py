@@ -69,6 +69,8 @@ def _number(estimate: Estimate) -> str:
 def _title(metric: str) -> str:
     nested = {"kl": "KL", "active_units": "active", "classes": "classes", "log_prior": "log p"}
     kind, dot, site = metric.partition(".")
+    if kind == "measures":
+        return site
     return f"{nested.get(kind, kind)} {site}" if dot else _TITLES.get(metric, metric)
 
 
