@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pyro.distributions import Delta
+from pyro.distributions import Delta, MaskedDistribution
 
 __all__ = [
     "PARTICLES",
     "Site",
     "family_of",
     "is_auxiliary",
+    "is_masked",
     "is_point",
     "own_plates",
     "quoted",
@@ -39,6 +40,16 @@ def is_auxiliary(site: Site) -> bool:
 def own_plates(site: Site) -> dict[str, Any]:
     """The frames of the program's own plates around a site, by name."""
     return {f.name: f for f in site["cond_indep_stack"] if f.name != PARTICLES}
+
+
+def is_masked(site: Site) -> bool:
+    """Whether a mask lies on a site, be it around the program or on the distribution."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        if isinstance(fn, MaskedDistribution):
+            return True
+        fn = fn.base_dist
+    return site["mask"] is not None and site["mask"] is not True
 
 
 def is_point(fn: Any) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -20,7 +19,7 @@ from ppl_vae.estimators.densities import per_particle
 from ppl_vae.estimators.pair import Pair, compute_density, trace_pair
 from ppl_vae.estimators.running import run_guide, run_model
 from ppl_vae.estimators.simulation import check_draws_directly
-from ppl_vae.estimators.sites import PARTICLES, Site, family_of, is_point, samples
+from ppl_vae.estimators.sites import PARTICLES, Site, family_of, is_masked, is_point, samples
 from ppl_vae.evaluate.hamiltonian import Density
 from ppl_vae.evaluate.weights import plate_depth
 from ppl_vae.randomness import validation
@@ -220,17 +219,8 @@ def _check_site(name: str, site: Site, what: str) -> None:
             "and there is no map to it from the reals (torch's biject_to); accepted are supports "
             "that have one"
         ) from None
-    if _is_masked(site) or not bool(torch.as_tensor(site["scale"] == 1).all()):
+    if is_masked(site) or not bool(torch.as_tensor(site["scale"] == 1).all()):
         raise ValueError(
             f"{what}: the model's site '{name}' is masked or scaled, so that its prior is no "
             "distribution to begin from; accepted are masks and scales of what is observed"
         )
-
-
-def _is_masked(site: Site) -> bool:
-    fn = site["fn"]
-    while hasattr(fn, "base_dist"):
-        if isinstance(fn, MaskedDistribution):
-            return True
-        fn = fn.base_dist
-    return site["mask"] is not None and site["mask"] is not True
