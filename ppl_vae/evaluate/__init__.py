@@ -24,6 +24,7 @@ from ppl_vae.evaluate.estimate import Estimate
 from ppl_vae.evaluate.gradients import GradientSignal, GroupSignal, gradient_signal
 from ppl_vae.evaluate.importance import ImportanceDiagnostics, importance_diagnostics
 from ppl_vae.evaluate.inference_gaps import InferenceGaps, inference_gaps
+from ppl_vae.evaluate.kl_split import KLSplit, kl_split
 from ppl_vae.evaluate.latents import (
     ActiveUnits,
     active_units,
@@ -33,6 +34,7 @@ from ppl_vae.evaluate.latents import (
     unit_kl,
 )
 from ppl_vae.evaluate.likelihood import log_marginal
+from ppl_vae.evaluate.mmd import AggregateMMD, aggregate_mmd
 from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
@@ -41,6 +43,7 @@ __all__ = [
     "MIG",
     "SAP",
     "ActiveUnits",
+    "AggregateMMD",
     "AnnealedBracket",
     "AnnealedEstimate",
     "Bound",
@@ -51,9 +54,11 @@ __all__ = [
     "GroupSignal",
     "ImportanceDiagnostics",
     "InferenceGaps",
+    "KLSplit",
     "StepCost",
     "Terms",
     "active_units",
+    "aggregate_mmd",
     "aggregate_posterior",
     "ais",
     "average_terms",
@@ -72,6 +77,7 @@ __all__ = [
     "gradient_signal",
     "importance_diagnostics",
     "inference_gaps",
+    "kl_split",
     "knn_accuracy",
     "linear_probe",
     "log_marginal",
