@@ -35,6 +35,7 @@ from ppl_vae.evaluate.latents import (
 )
 from ppl_vae.evaluate.likelihood import log_marginal
 from ppl_vae.evaluate.mmd import AggregateMMD, aggregate_mmd
+from ppl_vae.evaluate.neighbors import Neighbors, nearest_neighbors
 from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
@@ -55,6 +56,7 @@ __all__ = [
     "ImportanceDiagnostics",
     "InferenceGaps",
     "KLSplit",
+    "Neighbors",
     "StepCost",
     "Terms",
     "active_units",
@@ -83,6 +85,7 @@ __all__ = [
     "log_marginal",
     "mig",
     "modularity",
+    "nearest_neighbors",
     "posterior_means",
     "reconstruct",
     "sample_prior",
