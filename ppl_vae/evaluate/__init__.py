@@ -5,6 +5,7 @@ from ppl_vae.evaluate.bdmc import AnnealedBracket, bdmc
 from ppl_vae.evaluate.bounds import Bound, bound_at
 from ppl_vae.evaluate.bracket import Bracket, bracket
 from ppl_vae.evaluate.calibration import Calibration, calibration
+from ppl_vae.evaluate.copying import DataCopying, data_copying
 from ppl_vae.evaluate.cost import StepCost, step_cost
 from ppl_vae.evaluate.decoding import decode, reconstruct, sample_prior, traverse
 from ppl_vae.evaluate.disentanglement import (
@@ -50,6 +51,7 @@ __all__ = [
     "Bound",
     "Bracket",
     "Calibration",
+    "DataCopying",
     "Estimate",
     "GradientSignal",
     "GroupSignal",
@@ -71,6 +73,7 @@ __all__ = [
     "calibration",
     "class_probabilities",
     "codes_and_factors",
+    "data_copying",
     "dci",
     "decode",
     "elbo_terms",
