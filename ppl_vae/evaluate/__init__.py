@@ -37,6 +37,7 @@ from ppl_vae.evaluate.latents import (
 from ppl_vae.evaluate.likelihood import log_marginal
 from ppl_vae.evaluate.mmd import AggregateMMD, aggregate_mmd
 from ppl_vae.evaluate.neighbors import Neighbors, nearest_neighbors
+from ppl_vae.evaluate.reconstruction import ReconstructionError, reconstruction_error
 from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
 
@@ -59,6 +60,7 @@ __all__ = [
     "InferenceGaps",
     "KLSplit",
     "Neighbors",
+    "ReconstructionError",
     "StepCost",
     "Terms",
     "active_units",
@@ -91,6 +93,7 @@ __all__ = [
     "nearest_neighbors",
     "posterior_means",
     "reconstruct",
+    "reconstruction_error",
     "sample_prior",
     "sap",
     "step_cost",

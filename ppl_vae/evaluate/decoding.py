@@ -26,7 +26,7 @@ def reconstruct(model: Callable, guide: Callable, x: Tensor, *, seed: int = 0) -
     """The mean of p(x | z) at one draw z of the guide, `[N, *data_shape]`."""
     with untouched(seed), torch.no_grad():
         trace = trace_pair(model, guide, (x,), {}).model_trace
-        return _mean(_data_site(trace, x)["fn"])
+        return _mean(data_site(trace, x)["fn"])
 
 
 def sample_prior(
@@ -57,7 +57,7 @@ def sample_prior(
     with untouched(seed), torch.no_grad(), poutine.condition(data=latents):
         trace = poutine.trace(model).get_trace(x_like)
         _check_names(latents, trace)
-        fn = _data_site(trace, x_like)["fn"]
+        fn = data_site(trace, x_like)["fn"]
         return _mean(fn) if mean else fn.sample()
 
 
@@ -148,7 +148,7 @@ def _decode(model: Callable, fix: _Fix, x_like: Tensor) -> Tensor:
     with untouched(), torch.no_grad(), fix:
         trace = poutine.trace(model).get_trace(x_like)
         _check_names(fix.values, trace)
-        return _mean(_data_site(trace, x_like)["fn"])
+        return _mean(data_site(trace, x_like)["fn"])
 
 
 def _unflattened(value: Tensor, site: dict) -> Tensor:
@@ -184,7 +184,7 @@ def _check_names(latents: Mapping[str, Tensor], trace: poutine.Trace) -> None:
         raise ValueError(f"latents names {unknown}; the model samples {sorted(names)}")
 
 
-def _data_site(trace: poutine.Trace, x: Tensor) -> dict:
+def data_site(trace: poutine.Trace, x: Tensor) -> dict:
     """The site that observes the data."""
     observed = {name: site for name, site in samples(trace) if site["is_observed"]}
     for name, site in observed.items():

@@ -112,12 +112,16 @@ def batches(data: Tensor, batch_size: int) -> Iterator[Tensor]:
     return iter(data.split(batch_size))
 
 
+def terms_of(pair: Pair, num_data: int) -> Terms:
+    """The terms of some data, which are a part of so many."""
+    plate = pair.data_plate
+    # A plate as long as the chunk does not know of the other data.
+    return _terms(pair, num_data if plate.full_size in (None, plate.size) else None)
+
+
 def _draw(model: Callable, guide: Callable, x: Tensor, num_data: int) -> Terms:
     with torch.no_grad():
-        pair = trace_pair(model, guide, (x,), {})
-        plate = pair.data_plate
-        # A plate as long as the chunk does not know of the other data.
-        return _terms(pair, num_data if plate.full_size in (None, plate.size) else None)
+        return terms_of(trace_pair(model, guide, (x,), {}), num_data)
 
 
 def _terms(pair: Pair, num_data: int | None) -> Terms:
