@@ -40,6 +40,7 @@ from ppl_vae.evaluate.neighbors import Neighbors, nearest_neighbors
 from ppl_vae.evaluate.reconstruction import ReconstructionError, reconstruction_error
 from ppl_vae.evaluate.representation import knn_accuracy, linear_probe
 from ppl_vae.evaluate.terms import Terms, average_terms, elbo_terms
+from ppl_vae.evaluate.uniformity import EcdfBand
 
 __all__ = [
     "DCI",
@@ -53,6 +54,7 @@ __all__ = [
     "Bracket",
     "Calibration",
     "DataCopying",
+    "EcdfBand",
     "Estimate",
     "GradientSignal",
     "GroupSignal",

@@ -17,6 +17,7 @@ from ppl_vae.estimators.running import run_guide, run_model
 from ppl_vae.estimators.simulation import simulate
 from ppl_vae.estimators.sites import PARTICLES
 from ppl_vae.evaluate.terms import batches
+from ppl_vae.evaluate.uniformity import EcdfBand, ecdf_difference, uniform_band
 from ppl_vae.evaluate.weights import data_at_once, plate_depth
 from ppl_vae.randomness import check_seed, looking, untouched, validation
 
@@ -87,6 +88,44 @@ class Calibration:
         """The smallest p-value of all units, times their number, at most 1 (Bonferroni)."""
         values = torch.cat(list(self.p_values(num_bins).values()))
         return min(1.0, values.min().item() * len(values))
+
+    def ecdf_difference(self) -> dict[str, Tensor]:
+        r"""The ranks' distribution function less that of uniform ones, by site, `[U, L]`.
+
+        .. math:: \frac1N \sum_n [r_n < i] - \frac{i}{L + 1},\qquad i = 1, \dots, L
+
+        All of the ranks, without bins. Guide too narrow: above 0 on the left, below on the right.
+        Too broad: the reverse. Below 0 throughout: its draws lie to the left of the latents.
+        """
+        return {
+            name: torch.stack([ecdf_difference(unit, self.num_draws) for unit in ranks.unbind(1)])
+            for name, ranks in self.ranks.items()
+        }
+
+    def band(self, alpha: float = 0.05) -> EcdfBand:
+        """What all differences of a calibrated unit lie in at once, but for a share alpha of units.
+
+        Exact, without simulation: see `uniformity.uniform_band`.
+
+        Raises:
+            ValueError: `alpha` is no number in (0, 1).
+        """
+        return uniform_band(len(next(iter(self.ranks.values()))), self.num_draws, alpha)
+
+    def covers(self, alpha: float = 0.05) -> dict[str, Tensor]:
+        """Whether the band covers all differences of a unit, bool by site, `[U]`.
+
+        Each unit by itself: of many calibrated ones a share alpha is not covered. To ask for all of
+        U at once, divide alpha by U.
+
+        Raises:
+            ValueError: `alpha` is no number in (0, 1).
+        """
+        band = self.band(alpha)
+        return {
+            name: ((found >= band.lower) & (found <= band.upper)).all(-1)
+            for name, found in self.ecdf_difference().items()
+        }
 
 
 def calibration(
