@@ -13,6 +13,7 @@ number or two are drawn as points, longer vectors as line profiles.
 from ppl_vae.plots.curves import learning_curves
 from ppl_vae.plots.latents import active_units, latent_scatter
 from ppl_vae.plots.look import look, png, save
+from ppl_vae.plots.neighbors import neighbors
 from ppl_vae.plots.pictures import class_samples, reconstructions, samples, traversals
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "latent_scatter",
     "learning_curves",
     "look",
+    "neighbors",
     "png",
     "reconstructions",
     "samples",
