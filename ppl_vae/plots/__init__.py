@@ -10,6 +10,7 @@ never rescaled per picture, and NaN is painted vermilion. Data of any other shap
 number or two are drawn as points, longer vectors as line profiles.
 """
 
+from ppl_vae.plots.calibration import calibration
 from ppl_vae.plots.curves import learning_curves
 from ppl_vae.plots.latents import active_units, latent_scatter
 from ppl_vae.plots.look import look, png, save
@@ -18,6 +19,7 @@ from ppl_vae.plots.pictures import class_samples, reconstructions, samples, trav
 
 __all__ = [
     "active_units",
+    "calibration",
     "class_samples",
     "latent_scatter",
     "learning_curves",
