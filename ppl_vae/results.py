@@ -1,5 +1,6 @@
 """The figures of a run: what goes into `results.json`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,15 @@ from ppl_vae.evaluate import (
     class_probabilities,
     log_marginal,
 )
+from ppl_vae.evaluate.importance import LEAST_PARTICLES, ImportanceDiagnostics, diagnose
 from ppl_vae.randomness import check_seed
 from ppl_vae.runs import Run
 
-__all__ = ["choose", "evaluate_run", "results_table"]
+__all__ = ["choose", "evaluate_run", "notes", "results_table"]
+
+# The share of the data above the threshold of k-hat from which on a note warns. Of few particles
+# k-hat is uncertain by a third, so that a fifth or so of the data are above for no reason.
+_TOLERATED = 1 / 3
 
 
 def evaluate_run(
@@ -42,7 +48,10 @@ def evaluate_run(
 
     Returns:
         `elbo`, `reconstruction`, `kl` by site, `log_marginal`: means over data in nats per datum,
-        each `{"value", "standard_error"}`; `active_units` by real-valued site; `classes` by
+        each `{"value", "standard_error"}`; `importance`, what the weights of `log_marginal` are
+        like, from 25 particles on: the median of Pareto k-hat over data (null where it is not
+        finite), its threshold at K, the share of the data above it, and the median effective sample
+        size; `active_units` by real-valued site; `classes` by
         categorical site, if there is any; and what they were computed on. Classes in use are the
         exponential of the entropy of the guide's mean probabilities: C classes of equal shares of
         the data are C, and one class that takes all of them is 1.
@@ -65,8 +74,14 @@ def evaluate_run(
         nested = isinstance(value, Mapping)
         results[name] = {k: _entry(v) for k, v in value.items()} if nested else _entry(value)
     if terms.elbo is not None:
-        estimate = log_marginal(run.model, run.guide, x, num_particles=num_particles, seed=seed)
+        weights = {}
+        if num_particles < LEAST_PARTICLES:
+            estimate = log_marginal(run.model, run.guide, x, num_particles=num_particles, seed=seed)
+        else:
+            found = diagnose(run.model, run.guide, x, num_particles, seed)
+            estimate, weights = found.log_marginal, {"importance": _of_weights(found)}
         results["log_marginal"] = {**_entry(estimate.mean()), "num_particles": num_particles}
+        results |= weights
     if len(x) > 1:
         units = active_units(run.guide, x, seed=seed)
         results["active_units"] = {
@@ -90,6 +105,8 @@ def results_table(results: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == "active_units":
             for site, units in value.items():
                 rows.append((f"active units of {site}", f"{units['active']} of {units['of']}"))
+        elif name == "importance":
+            rows += _weight_rows(value)
         elif name == "classes":
             for site, used in value.items():
                 rows.append((f"classes of {site} in use", f"{used['in_use']:.1f} of {used['of']}"))
@@ -110,6 +127,15 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         )
     if "elbo" not in results and "log_prior" in results:
         found.append("The guide is a point mass and has no density: there is no elbo, no log p(x).")
+    if (weights := results.get("importance")) is not None:
+        shape = weights["pareto_k"]
+        if shape["share_above"] >= _TOLERATED:
+            found.append(
+                f"log p(x) cannot be trusted: Pareto k-hat is above {shape['threshold']:.2g} for "
+                f"{shape['share_above']:.0%} of the data, where the value is too low and its "
+                "standard error too small. Take more particles, a better guide, or "
+                "`ppl_vae.evaluate.ais`."
+            )
     return found
 
 
@@ -134,6 +160,30 @@ def choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
         return x
     # Drawn, not the first ones: a split may be sorted by label.
     return x[torch.randperm(len(x), generator=generator)[:num_data]]
+
+
+def _of_weights(found: ImportanceDiagnostics) -> dict[str, dict[str, float | None]]:
+    # Without a positive weight there is neither: no better than the largest, and the smallest.
+    shape = found.pareto_k.nan_to_num(math.inf, math.inf, -math.inf).median().item()
+    return {
+        "pareto_k": {
+            "median": shape if math.isfinite(shape) else None,
+            "threshold": found.threshold,
+            "share_above": found.share_unreliable,
+        },
+        "effective_size": {
+            "median": found.effective_size.nan_to_num(0.0).median().item(),
+            "of": found.num_particles,
+        },
+    }
+
+
+def _weight_rows(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+    shape, size = entry["pareto_k"], entry["effective_size"]
+    median = "" if shape["median"] is None else f"median {shape['median']:.2f}, "
+    share = f"{shape['share_above']:.0%} of the data above {shape['threshold']:.2g}"
+    text = f"median {size['median']:.0f} of {size['of']}"
+    return [("Pareto k-hat", median + share), ("effective sample size", text)]
 
 
 def _in_use(probs: Tensor) -> dict[str, float]:

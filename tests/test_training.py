@@ -2,18 +2,22 @@
 
 import json
 import os
+import warnings
 from functools import partial
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from oracle import exact_one_level, linear, off_posterior, one_level
 
 import ppl_vae
 from ppl_vae import plots
+from ppl_vae.data import Splits
 from ppl_vae.directory import RunDirectory
-from ppl_vae.evaluate import Estimate
+from ppl_vae.evaluate import Estimate, importance_diagnostics, sample_prior
 from ppl_vae.guides import DeltaGuide, MeanFieldGuide
 from ppl_vae.loggers import TensorBoard
 from ppl_vae.models import VAE, HierarchicalVAE
@@ -91,7 +95,7 @@ def test_the_results_are_those_of_the_library(run_path):
     assert "improper" in notes(results)[0]
     names = [name for name, _ in results_table(results)]
     assert names == ["elbo", "reconstruction", "KL of z", "log p(x), 100 particles",
-                     "active units of z"]  # fmt: skip
+                     "Pareto k-hat", "effective sample size", "active units of z"]  # fmt: skip
 
 
 def test_an_evaluation_of_a_part_is_drawn_at_random_and_says_so(run_path):
@@ -103,6 +107,93 @@ def test_an_evaluation_of_a_part_is_drawn_at_random_and_says_so(run_path):
     other = evaluate_run(run, data, num_data=40, num_particles=10, split="valid", seed=1)
     assert results == again
     assert results["elbo"]["value"] != other["elbo"]["value"]
+
+
+def evaluated(model, guide, x, tmp_path, **options):
+    """The results of a pair as if it were a run's."""
+    run = SimpleNamespace(
+        model=model, guide=guide, step=1, directory=RunDirectory(tmp_path), like=lambda x: x
+    )
+    return evaluate_run(run, Splits(x, x, x), **options)
+
+
+@pytest.mark.parametrize("factor, is_bad", [(1.3, False), (0.3, True)])
+def test_an_evaluation_says_whether_its_log_p_can_be_trusted(factor, is_bad, tmp_path):
+    torch.set_default_dtype(torch.float64)
+    model = linear(10)
+    guide, x = off_posterior(model, factor), sample_prior(model, torch.zeros(31, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said once, in a note
+        results = evaluated(model, guide, x, tmp_path, num_particles=2500, seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = importance_diagnostics(model, guide, x, num_particles=2500, seed=3)
+    assert results["importance"] == {
+        "pareto_k": {
+            "median": expected.pareto_k.median().item(),
+            "threshold": 0.7,
+            "share_above": (expected.pareto_k > 0.7).double().mean().item(),
+        },
+        "effective_size": {"median": expected.effective_size.median().item(), "of": 2500},
+    }
+    assert results["log_marginal"]["value"] == expected.log_marginal.mean().value
+    assert json.loads((tmp_path / "results.json").read_text()) == results
+    median, share = results["importance"]["pareto_k"]["median"], 100 if is_bad else 0
+    size = results["importance"]["effective_size"]["median"]
+    assert results_table(results)[-3:-1] == [
+        ("Pareto k-hat", f"median {median:.2f}, {share}% of the data above 0.7"),
+        ("effective sample size", f"median {size:.0f} of 2500"),
+    ]
+    found = [note for note in notes(results) if "k-hat" in note]
+    assert len(found) == is_bad
+    if is_bad:
+        assert "log p(x) cannot be trusted: Pareto k-hat is above 0.7 for 100% of the" in found[0]
+
+
+@pytest.mark.parametrize("share, warns", [(0.0, 0), (0.33, 0), (1 / 3, 1), (0.5, 1), (1.0, 1)])
+def test_from_a_third_of_the_data_on_a_note_warns(share, warns):
+    weights = {"median": None, "threshold": 0.67, "share_above": share}
+    size = {"median": 7.4, "of": 1000}
+    results = {"importance": {"pareto_k": weights, "effective_size": size}}
+    assert len(notes(results)) == warns
+    text = f"{share:.0%} of the data above 0.67"
+    expected = [("Pareto k-hat", text), ("effective sample size", "median 7 of 1000")]
+    assert results_table(results) == expected
+
+
+def test_weights_that_are_all_the_same_and_too_few_of_them(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    x = torch.randn(5, 3)
+    results = evaluated(one_level(), exact_one_level, x, tmp_path, num_particles=100)
+    assert results["importance"]["pareto_k"] == {
+        "median": None, "threshold": 0.5, "share_above": 0.0
+    }  # fmt: skip
+    assert not notes(results)
+    least = evaluated(one_level(), exact_one_level, x, tmp_path, num_particles=25)
+    assert least["importance"]["effective_size"] == {"median": pytest.approx(25), "of": 25}
+    few = evaluated(one_level(), exact_one_level, x, tmp_path, num_particles=24)
+    assert "importance" not in few and not notes(few)
+    assert few["log_marginal"]["num_particles"] == 24
+
+
+def test_data_without_a_positive_weight_are_above_every_threshold(tmp_path):
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 1.0))
+            density = dist.Uniform(z, z + 1, validate_args=False)
+            pyro.sample("x", density, obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Beta(torch.ones(len(x)), 2.0))
+
+    x = torch.tensor([[0.5], [9.0], [9.0]])
+    results = evaluated(model, guide, x, tmp_path, num_particles=100)
+    assert results["importance"]["pareto_k"] == {
+        "median": None, "threshold": 0.5, "share_above": pytest.approx(2 / 3)
+    }  # fmt: skip
+    assert results["importance"]["effective_size"]["median"] == 0
+    assert "above 0.5 for 67% of the data" in notes(results)[0]
 
 
 def test_samples_are_data_of_the_model(run_path):

@@ -18,10 +18,10 @@ from ppl_vae.evaluate.terms import batches
 from ppl_vae.evaluate.weights import Weights, WeightSums, data_at_once
 from ppl_vae.randomness import untouched
 
-__all__ = ["ImportanceDiagnostics", "importance_diagnostics"]
+__all__ = ["LEAST_PARTICLES", "ImportanceDiagnostics", "diagnose", "importance_diagnostics"]
 
 # A tail of five weights is the least that a shape is fitted to.
-_LEAST_PARTICLES = 25
+LEAST_PARTICLES = 25
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,13 @@ class ImportanceDiagnostics:
 
     @property
     def is_reliable(self) -> Tensor:
-        """Whether k-hat is no larger than the threshold, `[N]`."""
+        """Whether k-hat is no larger than the threshold, `[N]`; not where there is none (nan)."""
         return self.pareto_k <= self.threshold
+
+    @property
+    def share_unreliable(self) -> float:
+        """Of the data, those whose k-hat is above the threshold."""
+        return (~self.is_reliable).double().mean().item()
 
     def curve(self) -> dict[int, Estimate]:
         """The bounds as means over data, by k, with standard errors over data.
@@ -119,21 +124,7 @@ def importance_diagnostics(
         >>> found.is_reliable.tolist()
         [True, True, True, True, True]
     """
-    if num_particles < _LEAST_PARTICLES:
-        raise ValueError(
-            f"importance_diagnostics: num_particles is {num_particles}; accepted is >= "
-            f"{_LEAST_PARTICLES}, of which a fifth is the tail that k-hat is fitted to"
-        )
-    weights = Weights(model, guide, compile, len(x) * num_particles)
-    found = []
-    with untouched(seed), torch.no_grad():
-        for batch in batches(x, data_at_once(len(x), num_particles, chunk_size)):
-            found.append(_one_batch(weights, batch, num_particles, chunk_size))
-    value, error, size, shape, *bounds = (torch.cat(parts) for parts in zip(*found, strict=True))
-    result = ImportanceDiagnostics(
-        Estimate(value, error), size, shape,
-        dict(zip(_counts(num_particles), bounds, strict=True)), num_particles,
-    )  # fmt: skip
+    result = diagnose(model, guide, x, num_particles, seed, chunk_size, compile)
     if bad := int((~result.is_reliable).sum()):
         warnings.warn(
             f"importance_diagnostics: k-hat is above {result.threshold:.2g} for {bad} of {len(x)} "
@@ -142,6 +133,33 @@ def importance_diagnostics(
             stacklevel=2,
         )
     return result
+
+
+def diagnose(
+    model: Callable,
+    guide: Callable,
+    x: Tensor,
+    num_particles: int,
+    seed: int,
+    chunk_size: int = 5000,
+    compile: bool | Literal["auto"] = "auto",
+) -> ImportanceDiagnostics:
+    """`importance_diagnostics`, without a warning: for those who say it in their own words."""
+    if num_particles < LEAST_PARTICLES:
+        raise ValueError(
+            f"importance_diagnostics: num_particles is {num_particles}; accepted is >= "
+            f"{LEAST_PARTICLES}, of which a fifth is the tail that k-hat is fitted to"
+        )
+    weights = Weights(model, guide, compile, len(x) * num_particles)
+    found = []
+    with untouched(seed), torch.no_grad():
+        for batch in batches(x, data_at_once(len(x), num_particles, chunk_size)):
+            found.append(_one_batch(weights, batch, num_particles, chunk_size))
+    value, error, size, shape, *bounds = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return ImportanceDiagnostics(
+        Estimate(value, error), size, shape,
+        dict(zip(_counts(num_particles), bounds, strict=True)), num_particles,
+    )  # fmt: skip
 
 
 def _one_batch(
