@@ -44,6 +44,17 @@ def test_every_unit_is_a_curve_and_those_that_leave_are_named(found):
     assert plots.png(figure)
 
 
+@pytest.mark.parametrize("lowest, place", [(0, "bottom"), (40, "top")])
+def test_a_unit_may_leave_on_either_side(lowest, place):
+    found = Calibration({"z": torch.randint(lowest, lowest + 60, (300, 1))}, 99)
+    figure, band = drawn(found)
+    (text,) = figure.axes[0].texts
+    curve = found.ecdf_difference()["z"][0]
+    farthest = torch.maximum(band.lower - curve, curve - band.upper).argmax()
+    assert text.xy == pytest.approx(((farthest.item() + 1) / 100, curve[farthest].item()))
+    assert text.get_va() == place
+
+
 def test_of_many_units_that_leave_four_are_named():
     found = Calibration({"z": torch.randint(60, (300, 9))}, 99)
     figure, _ = drawn(found)
