@@ -16,6 +16,7 @@ from ppl_vae.estimators import (
 )
 from ppl_vae.evaluate import bound_at, gradient_signal
 from ppl_vae.guides import MeanFieldGuide
+from ppl_vae.laboratory import point_page
 from ppl_vae.models import VAE, LinearGaussian
 
 
@@ -93,6 +94,31 @@ def test_files(pair, tmp_path):
     markdown = (tmp_path / "point.md").read_text()
     assert markdown.startswith("| pair | estimator | parameters | bound | gap |")
     assert r"\begin{tabular}" in (tmp_path / "point.tex").read_text()
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("data:image/png;base64") == 2 and "How tight the bounds are" in page
+    assert {path.name for path in tmp_path.glob("figures/*")} == {"gaps.png", "gradients.png"}
+
+
+def test_the_figures_show_what_the_table_says(pair):
+    class NoBound(TraceIWAE_ELBO):
+        is_bound = False
+
+    elbos = {"IWAE": TraceIWAE_ELBO(4), "none": NoBound(4)}
+    found = lab.compare_at(pair, elbos, X, num_draws=20)
+    axes = point_page.distances(found).axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o"]
+    gap = found.contenders[0].bound.gap
+    assert [line.get_xdata()[0] for line in dots] == [gap.value]
+    (bar,) = axes.collections
+    (start, end), *_ = bar.get_segments()[0].T
+    assert (end - start) / 4 == pytest.approx(gap.standard_error)
+    snr, dsnr = point_page.signals(found).axes
+    for axes, name in ((snr, "snr"), (dsnr, "dsnr")):
+        drawn = sorted(line.get_xdata()[0] for line in axes.lines)
+        signals = [signal for one in found.contenders for signal in one.groups.values()]
+        assert drawn == sorted(getattr(signal, name).value for signal in signals)
+    only = lab.compare_at(pair, {"none": NoBound(4)}, X, num_draws=5)
+    assert point_page.distances(only) is None
 
 
 def test_nothing_to_compare_and_estimators_that_do_not_fit(pair):

@@ -25,6 +25,7 @@ from ppl_vae.evaluate import (
     log_marginal,
     step_cost,
 )
+from ppl_vae.laboratory.point_page import write_page
 from ppl_vae.laboratory.rendering import Table, as_latex, as_markdown
 
 __all__ = ["Contender", "PointComparison", "compare_at"]
@@ -110,7 +111,7 @@ class PointComparison:
         return buffer.getvalue()
 
     def write(self, out: str | Path) -> Path:
-        """Writes `point.json`, `point.csv`, `point.md`, `point.tex`; gives the folder."""
+        """Writes `point.json`, `.csv`, `.md`, `.tex`, figures and one page; gives the folder."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         table = self.table()
@@ -118,6 +119,7 @@ class PointComparison:
         write_text(out / "point.csv", self.as_csv())
         write_text(out / "point.md", as_markdown(table))
         write_text(out / "point.tex", as_latex(table))
+        write_page(self, out)
         return out
 
 
