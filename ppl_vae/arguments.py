@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentError, ArgumentParser
 
 from ppl_vae.axes import Grid, split_axes
+from ppl_vae.calls import without_calls
 from ppl_vae.catalogue import KINDS
 from ppl_vae.choices import arguments_of
 from ppl_vae.messages import explain
@@ -49,6 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         return "compare", _compared(arguments[1:])
     command, arguments, allow = arguments[0], _completed(arguments), None
     if command == "train":
+        arguments = without_calls(arguments)
         # First, since jsonargparse imports whatever a config names.
         arguments, allow = vet(arguments)
     parser = _parser_of(command)

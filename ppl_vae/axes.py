@@ -5,13 +5,11 @@ An option with several values is an axis of the grid. Each cell's words are a co
 as there.
 """
 
-import ast
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-from ppl_vae.options import CLASSES
+from ppl_vae.calls import spelled
 
 __all__ = ["Grid", "split_axes"]
 
@@ -19,7 +17,6 @@ __all__ = ["Grid", "split_axes"]
 _LISTS = ("allow", "at", "freeze")
 # What each cell is given.
 _GIVEN = ("resume", "report", "progress")
-_CALL = re.compile(r"[A-Za-z_][\w.]*\(.*\)", re.DOTALL)
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Grid:
         for values in product(*self.axes.values()):
             labels = dict(zip(self.axes, values, strict=True))
             given = [*self.base, *labels.items()]
-            pairs = [pair for name, value in given for pair in _spelled(name, value)]
+            pairs = [pair for name, value in given for pair in spelled(name, value)]
             # The config first, and classes before their arguments.
             pairs.sort(key=lambda pair: (pair[0] != "config", pair[0].count(".")))
             yield labels, ["train", *(f"--{name}={value}" for name, value in pairs)]
@@ -105,32 +102,3 @@ def _listed(name: str, values: Sequence[str]) -> str:
     if name not in _LISTS or values[0].startswith("["):
         return values[0]
     return "[" + ", ".join(values) + "]"
-
-
-def _spelled(name: str, value: str) -> Iterator[tuple[str, str]]:
-    """`TraceIWAE_ELBO(num_particles=5)` as the options that say so."""
-    if name.partition(".")[0] not in CLASSES or not _CALL.fullmatch(value.strip()):
-        yield name, value
-        return
-    try:
-        call = ast.parse(value.strip(), mode="eval").body
-    except SyntaxError:
-        call = None
-    if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
-        raise ValueError(
-            f"option --{name}: '{value}' cannot be read; accepted is a class, or a class with its "
-            "arguments by name, as TraceIWAE_ELBO(num_particles=5)"
-        )
-    yield name, ast.unparse(call.func)
-    for keyword in call.keywords:
-        yield from _spelled(f"{name}.{keyword.arg}", _text(keyword.value))
-
-
-def _text(node: ast.expr) -> str:
-    """An argument in YAML, as the command line has it."""
-    if isinstance(node, ast.Constant):
-        plain = {True: "true", False: "false", None: "null"}
-        if node.value is None or isinstance(node.value, bool):
-            return plain[node.value]
-        return str(node.value)
-    return ast.unparse(node)

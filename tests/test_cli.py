@@ -206,6 +206,33 @@ def test_an_option_reaches_the_run(ppl_vae_, words, option, stored):
     assert config("runs/a")[option] == stored
 
 
+@pytest.mark.parametrize("equals", [True, False])
+def test_a_class_with_its_arguments_in_one_word(ppl_vae_, equals):
+    calls = {
+        "model": "VAE(latent_dim=3, hidden=[8], prior=Mixture(num_components=4))",
+        "guide": "MeanFieldGuide(hidden=[8])",
+        "estimator": "TraceIWAE_ELBO(num_particles=2)",
+        "optimizer": "Adam(lr=0.01)",
+    }
+    pairs = [(f"--{name}", call) for name, call in calls.items()]
+    words = [f"{n}={c}" for n, c in pairs] if equals else [word for pair in pairs for word in pair]
+    ppl_vae_("train", "--data", "data.npz", "--num_steps", 2, "--out", "runs/a", *words,
+             "--guide.activation", "tanh")  # fmt: skip
+    found = config("runs/a")
+    prior = entry("ppl_vae.families.Mixture", num_components=4)
+    assert found["model"] == entry("ppl_vae.models.VAE", latent_dim=3, hidden=[8], prior=prior)
+    guide = entry("ppl_vae.guides.MeanFieldGuide", hidden=[8], activation="tanh")
+    assert found["guide"] == guide and found["optimizer"] == entry(ADAM, lr=0.01)
+    assert found["estimator"] == entry("ppl_vae.estimators.TraceIWAE_ELBO", num_particles=2)
+
+
+@pytest.mark.parametrize("call", ["VAE(2)", "VAE(**a)", "VAE(latent_dim=)", "VAE(1 2)"])
+def test_a_call_that_cannot_be_read(capsys, folder, call):
+    assert main(["train", "--data", "data.npz", "--model", call]) == 2
+    assert f"option --model: '{call}' cannot be read; accepted is" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
 def spaced(words):
     """YAML wants a space behind a colon, which the words above use up."""
     return [word.replace(":", ": ") if word.startswith("{") else word for word in words.split()]
