@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ def signals(comparison: PointComparison) -> Figure:
             for group, signal in one.groups.items():
                 _dot(axes, getattr(signal, figure_name), y, color[group])
         axes.set_title(f"{figure_name.upper()} of the gradient")
-        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
+        _scale(axes, [getattr(s, figure_name) for o in comparison.contenders
+                      for s in o.groups.values()])  # fmt: skip
     _label(panels[0], names)
     legend(figure, color, loc="outside lower center", ncols=len(color))
     return figure
@@ -83,11 +85,24 @@ def write_page(comparison: PointComparison, out: Path) -> Path:
 
 
 def _names(comparison: PointComparison) -> list[str]:
+    """Arguments without their names, `TraceIWAE_ELBO(5)`."""
     several = len(comparison.log_marginal) > 1
-    return [
-        f"{one.pair}, {one.estimator}" if several else one.estimator
-        for one in comparison.contenders
-    ]
+    found = [re.sub(r"\b\w+=", "", one.estimator) for one in comparison.contenders]
+    if not several:
+        return found
+    return [f"{one.pair}, {name}" for one, name in zip(comparison.contenders, found, strict=True)]
+
+
+def _scale(axes: Axes, found: list[Estimate]) -> None:
+    """From zero; where there are magnitudes between them, logarithmic."""
+    values = [one.value for one in found if one.value > 0]
+    if values and max(values) > 10 * min(values):
+        # What is not significantly above zero may reach to any power below it.
+        axes.set_xscale("log")
+        axes.set_xlim(min(values) / 2, 2 * max(values))
+        axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]))
 
 
 def _dot(axes: Axes, found: Estimate, y: int, color: str) -> None:
@@ -103,11 +118,13 @@ def _dot(axes: Axes, found: Estimate, y: int, color: str) -> None:
 def _label(axes: Axes, names: list[str]) -> None:
     axes.set_yticks(range(len(names)), [plain(name) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 _GAPS = "Bars of two standard errors, over draws of the guide at fixed data. Left is tighter."
 _SIGNALS = (
     "SNR: length of the mean gradient over its standard deviation; DSNR: the share of a draw along "
-    "the mean over that across. Bars of two standard errors. Further right, fewer steps are wasted."
+    "the mean over that across. Bars of two standard errors. Further right, a step is worth more; "
+    "where magnitudes lie between them, the axis is logarithmic."
 )
