@@ -177,6 +177,11 @@ def test_files_say_the_same_as_the_table(compared):
     markdown = (out / "table.md").read_text().splitlines()
     assert [c.strip() for c in markdown[2].strip("|").split("|")] == table.rows[0]
     assert len(table.headings) == len(table.rows[0])
+    chosen = lab.table_of(found, ["elbo", "kl.z", "kl.nowhere"])
+    assert chosen.headings == ["guide", "n", "ELBO", "Δ", "p", "KL z"]
+    assert [row[-1] for row in chosen.rows] == [
+        row[table.headings.index("KL z")] for row in table.rows
+    ]
     latex = (out / "table.tex").read_text()
     assert latex.count(r"\\") == 3 and r"MeanFieldGuide(hidden=[8])" in latex
     assert r"$-$" in latex and "active z" in latex

@@ -23,13 +23,21 @@ _TITLES = {
 _SIGNIFICANT = 0.05
 
 
-def table_of(comparison: Comparison) -> Table:
-    """Axes, how many repeats, the first metric and the difference in it, the other metrics."""
+def table_of(comparison: Comparison, metrics: Sequence[str] | None = None) -> Table:
+    """Axes, how many repeats, the first metric and the difference in it, the other metrics.
+
+    Args:
+        comparison: The grid.
+        metrics: Which, by their names in `comparison.metrics`, those that are there; all if none
+            are given.
+    """
     axes = [name for name in comparison.axes if name != "seed"]
-    titles = [_title(name) for name in comparison.metrics]
+    known = comparison.metrics
+    metrics = known if metrics is None else [name for name in metrics if name in known]
+    titles = [_title(name) for name in metrics]
     headings = [*axes, "n", titles[0], "Δ", "p", *titles[1:]]
-    rows = [_texts(row, comparison.metrics) for row in comparison.rows()]
-    return Table(headings, rows, len(axes), _remarks(comparison))
+    rows = [_texts(row, metrics) for row in comparison.rows()]
+    return Table(headings, rows, len(axes), _remarks(comparison, metrics))
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -74,7 +82,7 @@ def _title(metric: str) -> str:
     return f"{nested.get(kind, kind)} {site}" if dot else _TITLES.get(metric, metric)
 
 
-def _remarks(comparison: Comparison) -> list[str]:
+def _remarks(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
     """What a reader must know."""
     base = ", ".join(v for k, v in comparison.baseline.items() if k != "seed")
     found = [
@@ -82,7 +90,7 @@ def _remarks(comparison: Comparison) -> list[str]:
         f"to {base}, and Student's t-test of it, corrected for the number of rows (Holm); * below "
         f"{_SIGNIFICANT}."
     ]
-    if "elbo_at_time" in comparison.metrics:
+    if "elbo_at_time" in metrics:
         found.append(
             f"Equal time: the last validation within {comparison.equal_time:.3g} s, which the "
             "fastest training took."
