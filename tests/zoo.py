@@ -36,7 +36,7 @@ MODELS = {
     "VampPrior": lambda: models.VampPrior(models.VAE(IMAGE, 2, (5,)), num_components=4),
     "HierarchicalVAE": lambda: models.HierarchicalVAE(IMAGE, (3, 2), (5,), (4,)),
     "HierarchicalVAE-3": lambda: models.HierarchicalVAE(
-        IMAGE, (4, 3, 2), latent_hidden=(), decoder=_conv_decoder
+        IMAGE, (4, 3, 2), latent_hidden=(), decoder=_conv_decoder, skip=True
     ),
     "LinearGaussian": lambda: models.LinearGaussian(_W1, [0.5, 1.0, 2.0], [0.1, 0.2, 0.3]),
     "HierarchicalLinearGaussian": lambda: models.HierarchicalLinearGaussian((_W1, _W2), (0.6, 0.9)),

@@ -2,6 +2,7 @@
 
 from ppl_vae.models.base import Model
 from ppl_vae.models.convolutional import ConvDecoder, ConvEncoder
+from ppl_vae.models.gated import GatedDecoder, GatedEncoder
 from ppl_vae.models.gaussian_mixture import GaussianMixtureVAE
 from ppl_vae.models.hierarchical import HierarchicalVAE
 from ppl_vae.models.likelihoods import (
@@ -31,6 +32,8 @@ __all__ = [
     "DenseDecoder",
     "DenseEncoder",
     "Encoder",
+    "GatedDecoder",
+    "GatedEncoder",
     "Gaussian",
     "GaussianMixtureVAE",
     "HierarchicalLinearGaussian",
