@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-all lint types clean
+.PHONY: demo test test-slow test-all experiments experiments-smoke lint types clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppl-vae train --data digits --out runs/demo-$$(date +%Y-%m-%dT%H-%M-%S)
@@ -18,6 +18,14 @@ test-slow: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(PYTEST)
+
+# Seconds each, on data that need no download.
+experiments-smoke: $(INSTALLED)
+	$(PYTEST) tests/test_experiments.py
+
+# Hours: every table and figure of the CPU tier. Done cells are not run again.
+experiments: $(INSTALLED)
+	for run in experiments/*/run.py; do $(BIN)/python $$run || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
