@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import load, save
 from torch import Tensor
 
-__all__ = ["CheckpointError", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CheckpointError", "from_bytes", "load_checkpoint", "save_checkpoint", "to_bytes"]
 
 _STATE = "state.json"
 
@@ -85,6 +85,19 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         return _read(folder)
     left = _left_by_a_kill(folder)
     return None if left is None else _read(left)
+
+
+def to_bytes(tree: dict[str, Any]) -> bytes:
+    """A tree as one piece, to be sent; keys and content as for `save_checkpoint`."""
+    tensors: dict[str, Tensor] = {}
+    head = json.dumps(_strip(tree, "tree", "", tensors)).encode()
+    return len(head).to_bytes(8, "big") + head + save(tensors)
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    """The tree that `to_bytes` made a piece of; tensors on the CPU."""
+    end = 8 + int.from_bytes(content[:8], "big")
+    return _fill(json.loads(content[8:end]), load(content[end:]))
 
 
 def _left_by_a_kill(folder: Path) -> Path | None:

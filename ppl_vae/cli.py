@@ -15,6 +15,7 @@ from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
 from ppl_vae.guides.cards import CARDS
 from ppl_vae.options import make_options
+from ppl_vae.ranks import LostRankError, launched_rank
 from ppl_vae.results import choose, evaluate_run, notes, results_table
 from ppl_vae.runs import Run, load_run
 
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except _USER_ERRORS as error:
         return _fail(str(error), 2)
-    except NonFiniteError as error:
+    except (NonFiniteError, LostRankError) as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt as error:
         return _fail(
@@ -64,6 +65,8 @@ def _train(chosen: dict[str, Any]) -> None:
     from ppl_vae.training import train
 
     directory = RunDirectory(train(**make_options(chosen, chosen["allow"])))
+    if launched_rank():
+        return
     if not chosen.get("report", True):
         print(f"run     {directory.path}")
         return
@@ -192,7 +195,9 @@ def _print_results(results: dict[str, Any]) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"ppl-vae: {message}", file=sys.stderr)
+    rank = launched_rank()
+    who = "" if rank is None else f"rank {rank}: "
+    print(f"ppl-vae: {who}{message}", file=sys.stderr)
     return code
 
 

@@ -10,6 +10,7 @@ from ppl_vae.compiled.lowering import missing_compiler
 from ppl_vae.compiled.replay import Replay
 from ppl_vae.compiled.tracing import TracedLoss
 from ppl_vae.estimators import Estimator
+from ppl_vae.estimators.term_modifier import TermModifier
 from ppl_vae.handlers import Weight
 from ppl_vae.loop import Loop
 from ppl_vae.replica import Replica
@@ -41,8 +42,16 @@ def compile_loop(loop: Loop, num_steps: int, *, asked_for: bool) -> Ahead | Loop
     args, weight = loop.prepared.first, free_weight(loop, loop.schedule(loop.step))
     optimizers = loop.optimizers
     loss = CompiledLoss(loop.model, loop.guide, loop.estimator, list(optimizers.trained.values()))
-    step = CompiledStep(loss, list(optimizers.optimizers.values()), loop.clip_grad_norm)
+    # Gradients of all ranks come together before an optimizer takes them.
+    combined = None if loop.ranks is None else loop.combined
+    step = CompiledStep(
+        loss, list(optimizers.optimizers.values()), loop.clip_grad_norm, combined=combined
+    )
     try:
+        if loop.ranks is not None and isinstance(loop.estimator, TermModifier):
+            raise TraceError(
+                f"{type(loop.estimator).__name__} asks for a mean over ranks within its loss"
+            )
         traced = loss.trace(args, weight)
         if not asked_for and not _pays(traced, num_steps):
             return loop

@@ -107,6 +107,11 @@ class Course:
         where = f"; {path} holds the checkpoint" if path else ""
         return f"stopped at step {self.loop.step} of {self._plan.num_steps}{where}"
 
+    def is_asked(self, wish: bool) -> bool:
+        """Whether the training is asked to stop; with ranks, whether any of them is."""
+        ranks = self.loop.ranks
+        return wish if ranks is None else ranks.any(wish, self.loop.step)
+
     def end(self) -> None:
         """Puts the best parameters in place, where patience asks for them."""
         if self._plan.patience is not None:

@@ -23,8 +23,9 @@ from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.handlers import Weight
 from ppl_vae.interruption import Interruption
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory
-from ppl_vae.plan import Plan, own_globals
+from ppl_vae.plan import Plan, among, own_globals
 from ppl_vae.progress import Progress
+from ppl_vae.ranks import Ranks
 from ppl_vae.recording import Recorder
 from ppl_vae.schedules import Constant
 
@@ -119,6 +120,7 @@ def fit(
     tensorboard: bool | None = None,
     progress: bool | None = None,
     config: Mapping[str, Any] | None = None,
+    ranks: Ranks | None = None,
 ) -> FitResult:
     """Trains a model and a guide in place.
 
@@ -140,7 +142,7 @@ def fit(
             names (`model`, `guide.encoder`, ...) to such functions.
         num_steps: How many steps to make in all, >= 1.
         batch_size: B; `min(128, N)` if not given. A remainder of N modulo B is left out of each
-            epoch's permutation. Not for a `DataLoader`.
+            epoch's permutation. Not for a `DataLoader`. With ranks, of all of them together.
         seed: Of the permutations, and of all that is random in training.
         device: `"auto"`, `"cpu"`, `"cuda"`, ... Modules and data are moved there; plain functions
             must make their tensors where x is (`x.new_zeros`).
@@ -168,6 +170,10 @@ def fit(
         tensorboard: Write TensorBoard events into `out`; where installed, if not given.
         progress: Show a bar; on a terminal, if not given.
         config: Entries of `config.yaml` that say more than `fit` can see, such as the data's name.
+        ranks: The processes that train together, of which this is one; each calls `fit` alike.
+            Every rank trains on its part of each minibatch, B / R data with noise of its own, and
+            the first one validates and writes. The same training for any R, up to noise, and
+            resumed with any.
 
     Returns:
         The trained pair and its metrics.
@@ -177,6 +183,7 @@ def fit(
         TraceError, CompileError: `compile` is true, and the step cannot be compiled. ValueErrors.
         NonFiniteError: The loss or a gradient became NaN or infinite; the message names the step,
             the first bad site and the parameter. The last checkpoint stays as it was.
+        LostRankError: Another rank is gone.
         CheckpointError: The checkpoint to resume from is damaged.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
 
@@ -200,11 +207,14 @@ def fit(
     )  # fmt: skip
     described = plan.described(model, guide, data, config)
     with own_globals() as store:
-        loop = plan.begin(model, guide, data)
-        recorder = Recorder(out, described, resume=resume, tensorboard=tensorboard)
+        loop = plan.begin(model, guide, data, ranks)
+        writes = ranks is None or ranks.is_first
+        recorder = Recorder(
+            out if writes else None, described, resume=resume, tensorboard=tensorboard
+        )
         recorder.begin(loop)
-        bar = Progress(num_steps, progress)
-        with closing(recorder), closing(bar), Interruption() as interruption:
+        bar = Progress(num_steps, progress if writes else False)
+        with closing(recorder), closing(bar), among(ranks, loop), Interruption() as interruption:
             course = Course(loop, recorder, bar, plan)
             # By all steps, those before a resume too: the second part is to be as the first.
             pays = compile is True or (compile == "auto" and num_steps >= _FEW_STEPS)
@@ -215,7 +225,7 @@ def fit(
                 course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
             while not course.is_over:
                 course.advance()
-                if interruption.requested and not course.is_over:
+                if course.is_asked(interruption.requested) and not course.is_over:
                     raise KeyboardInterrupt(course.leave())
             course.end()
         return FitResult.of(course, store)

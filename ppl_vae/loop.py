@@ -22,6 +22,7 @@ from ppl_vae.lines import Line, numbers, objective, plain, scalar
 from ppl_vae.optimizers import Optimizers, clip, named_parameters
 from ppl_vae.preparation import Prepared
 from ppl_vae.randomness import looking, restore, snapshot
+from ppl_vae.ranks import Ranks
 from ppl_vae.state import load_parameters, parameters_of
 from ppl_vae.stopping import Stopping
 
@@ -41,6 +42,7 @@ class Loop:
         seed: Of the validation's draws, the same at every validation.
         clip_grad_norm: The largest norm of all gradients, or none.
         stopping: Early stopping.
+        ranks: The processes that train together, of which this is one; none if it is alone.
 
     Attributes:
         step: How many steps are made.
@@ -62,11 +64,12 @@ class Loop:
         seed: int,
         clip_grad_norm: float | None,
         stopping: Stopping,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.guide = model, guide
         self.prepared, self.estimator = prepared, estimator
         self.schedule, self.optimizers = schedule, optimizers
-        self.stopping = stopping
+        self.stopping, self.ranks = stopping, ranks
         self.step = 0
         self.best: dict[str, Any] | None = None
         self._seed, self.clip_grad_norm = seed, clip_grad_norm
@@ -95,6 +98,8 @@ class Loop:
 
     def next(self) -> tuple[tuple, Weight]:
         """The minibatch and the KL weight of the next step, which the estimator is told of."""
+        if self.ranks is not None:
+            self.ranks.seed(self._seed, self.step)
         args = self.prepared.batch()
         weight = self.schedule(self.step)
         if hasattr(self.estimator, "set_step"):
@@ -106,7 +111,7 @@ class Loop:
         drawn = snapshot()
         self.optimizers.zero_grad()
         with weighted(weight):
-            loss = self._backward(args)
+            loss = self.combined(self._backward(args))
         if not bool(torch.isfinite(loss + self._gradient_norm())):
             raise self._failure(args, weight, drawn, loss)
         line = self.train_line(args, weight, loss, drawn) if log else None
@@ -115,6 +120,12 @@ class Loop:
         self.optimizers.step()
         self.step += 1
         return line
+
+    def combined(self, loss: Tensor) -> Tensor:
+        """The loss of a minibatch, its gradients made those of all ranks' parts."""
+        if self.ranks is None:
+            return loss
+        return self.ranks.combine(loss, self._trained, scaled=self.prepared.scale != 1)
 
     def train_line(
         self, args: tuple, weight: Weight, loss: Tensor | None, drawn: dict[str, Any]
@@ -142,7 +153,8 @@ class Loop:
             line["bound"] = -scalar(loss_at_one).item() / num_data
         with looking(self.model, self.guide):
             restore(drawn)
-            return {**line, **numbers(elbo_terms(self.model, self.guide, *args))}
+            line |= numbers(elbo_terms(self.model, self.guide, *args))
+        return line if self.ranks is None else self.ranks.average(line)
 
     def check(self) -> None:
         """Every step has been looked at."""
@@ -153,13 +165,14 @@ class Loop:
     def validate(self) -> Line:
         """The metrics of the validation data at KL weight 1, and what follows from them."""
         assert self.prepared.valid is not None
+        if self.ranks is not None and not self.ranks.is_first:
+            self._take_in(self.ranks.from_first(0.0))
+            return self._head("valid")
         with _evaluating(self.model, self.guide):
             terms = average_terms(self.model, self.guide, self.prepared.valid, seed=self._seed)
         # At the last weight whatever is in force: values under several weights do not compare.
         value = objective(terms, self.stopping.final_weight)
-        if self.stopping.saw(value, self.step, self.schedule(self.step)):
-            self.best = parameters_of(self.model, self.guide)
-        self.optimizers.validated(-value)
+        self._take_in(value if self.ranks is None else self.ranks.from_first(value))
         line = {**self._head("valid"), **numbers(terms)}
         if terms.elbo is not None:
             line["elbo_standard_error"] = terms.summary()["elbo"].standard_error
@@ -206,6 +219,12 @@ class Loop:
         """The parameters of the best validation, as a tree for `ppl_vae.checkpoint`."""
         assert self.best is not None
         return {**self.best, **self._about(), "progress": {"step": self.stopping.best_step}}
+
+    def _take_in(self, value: float) -> None:
+        """What follows from a validation, the same on all ranks."""
+        if self.stopping.saw(value, self.step, self.schedule(self.step)):
+            self.best = parameters_of(self.model, self.guide)
+        self.optimizers.validated(-value)
 
     def _backward(self, args: tuple) -> Tensor:
         """The programs' own loss and gradients."""

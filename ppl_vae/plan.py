@@ -13,15 +13,17 @@ from torch import Tensor
 from ppl_vae.data.minibatches import TrainingData
 from ppl_vae.estimators import Estimator
 from ppl_vae.estimators.base import forgetting
+from ppl_vae.estimators.term_modifier import TermModifier
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.loop import Loop
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
 from ppl_vae.preparation import Prepared, prepare, resolve_device
 from ppl_vae.randomness import fork, looking, seed_all, validation
+from ppl_vae.ranks import Ranks
 from ppl_vae.recording import run_config
 from ppl_vae.stopping import Stopping
 
-__all__ = ["Plan", "own_globals"]
+__all__ = ["Plan", "among", "own_globals"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Plan:
             eval_every=self.eval_every, checkpoint_every=self.checkpoint_every,
         )  # fmt: skip
 
-    def begin(self, model: Any, guide: Any, data: TrainingData) -> Loop:
+    def begin(self, model: Any, guide: Any, data: TrainingData, ranks: Ranks | None = None) -> Loop:
         """The training at its first step; seeds the globals, which are to be its own.
 
         Raises:
@@ -95,7 +97,7 @@ class Plan:
         """
         place = resolve_device(self.device)
         seed_all(self.seed)
-        prepared = prepare(model, guide, data, self.valid, self.batch_size, self.seed, place)
+        prepared = prepare(model, guide, data, self.valid, self.batch_size, self.seed, place, ranks)
         self._try_once(model, guide, prepared)
         parameters = named_parameters(model, guide)
         optimizers = Optimizers(parameters, self.optimizer, self.lr_schedule, self.freeze)
@@ -107,7 +109,7 @@ class Plan:
         return Loop(
             model, guide, prepared, self.estimator, self.schedule, optimizers,
             seed=self.seed, clip_grad_norm=self.clip_grad_norm,
-            stopping=Stopping(self.patience, self.schedule(self.num_steps)),
+            stopping=Stopping(self.patience, self.schedule(self.num_steps)), ranks=ranks,
         )  # fmt: skip
 
     def _try_once(self, model: Any, guide: Any, prepared: Prepared) -> None:
@@ -122,6 +124,27 @@ class Plan:
             watched = looking(model, guide)
             with watched, forgetting(estimator), weighted(weight), validation(True):
                 estimator.differentiable_loss(model, guide, *prepared.first)
+
+
+@contextmanager
+def among(ranks: Ranks | None, loop: Loop) -> Iterator[None]:
+    """A training of one rank among others: begun where the first one stands."""
+    if ranks is None:
+        yield
+        return
+    tree = ranks.tree_from_first({"state": loop.state_dict(), "best": loop.best or {}})
+    if not ranks.is_first:
+        loop.load_state_dict(tree["state"], loop.seconds)
+        loop.best = tree["best"] or None
+    # An estimator may be used again, alone.
+    asks = isinstance(loop.estimator, TermModifier)
+    if asks:
+        loop.estimator.ranks = ranks
+    try:
+        yield
+    finally:
+        if asks:
+            loop.estimator.ranks = None
 
 
 @contextmanager

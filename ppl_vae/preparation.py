@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from ppl_vae.data.minibatches import Minibatches, TrainingData, minibatches
+from ppl_vae.data.parts import Parts
 from ppl_vae.data.splits import Splits
-from ppl_vae.estimators.pair import trace_pair
+from ppl_vae.estimators.pair import Pair, trace_pair
+from ppl_vae.estimators.sites import samples
 from ppl_vae.randomness import fork, looking, validation
+from ppl_vae.ranks import Ranks
 
 __all__ = ["Prepared", "prepare", "resident", "resolve_device"]
 
@@ -33,6 +36,7 @@ class Prepared:
         has_density: Whether the guide has one; a point mass has none.
         latents: Names of the latent sites.
         first: The first minibatch.
+        scale: N / B in a data plate that is told of all data and subsamples, else 1.
     """
 
     stream: Minibatches
@@ -42,8 +46,8 @@ class Prepared:
     has_density: bool
     latents: list[str]
     first: tuple[Any, ...]
+    scale: float
     _cast: Callable[[tuple[Any, ...]], tuple[Any, ...]]
-    _scale: float
 
     def batch(self) -> tuple[Any, ...]:
         """The next minibatch, on the device: as many arguments as the model takes."""
@@ -57,7 +61,7 @@ class Prepared:
 
     def num_data(self, args: tuple[Any, ...]) -> float:
         """How many data the loss of this minibatch sums over: B, or N in a subsampled plate."""
-        return self._scale * len(args[0])
+        return self.scale * len(args[0])
 
 
 def prepare(
@@ -68,8 +72,11 @@ def prepare(
     batch_size: int | None,
     seed: int,
     device: torch.device,
+    ranks: Ranks | None = None,
 ) -> Prepared:
     """Moves everything to the device, sets the guide up, and runs the pair once to check it.
+
+    With ranks the stream is of this one's parts of the minibatches.
 
     Raises:
         ValueError: Data that the model does not take, or a pair that does not fit.
@@ -83,6 +90,7 @@ def prepare(
     data, valid = resident(model, data, valid, device)
     _check(model, data, valid)
     stream = minibatches(data, batch_size, seed)
+    stream = stream if ranks is None else Parts(stream, ranks)
     dtype = _dtype(model, guide)
     num_args = _num_args(model)
 
@@ -128,6 +136,9 @@ def prepare(
     with watched, torch.no_grad(), poutine.block(), validation(True):
         pair = trace_pair(model, guide, first, {})
         plate = pair.data_plate
+    scale = (plate.full_size or plate.size) / len(x)
+    if ranks is not None and scale == 1:
+        _check_global(pair)
     return Prepared(
         stream=stream,
         valid=valid,
@@ -136,9 +147,22 @@ def prepare(
         has_density=pair.has_density,
         latents=[name for name, _, _ in pair.latents],
         first=first,
+        scale=scale,
         _cast=cast,
-        _scale=(plate.full_size or plate.size) / len(x),
     )
+
+
+def _check_global(pair: Pair) -> None:
+    """Refuses what would count once for each rank, and not once a minibatch."""
+    plate = pair.data_plate.name
+    for trace in (pair.model_trace, pair.guide_trace):
+        for name, site in samples(trace):
+            if all(frame.name != plate for frame in site["cond_indep_stack"]):
+                raise ValueError(
+                    f"the site '{name}' lies outside the plate '{plate}', and would count once for "
+                    "each rank. Accepted with ranks is a plate that is told the number of all "
+                    f'data, as `pyro.plate("{plate}", N, subsample=x)`'
+                )
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -15,7 +15,9 @@ from ppl_vae.estimators import Estimator
 from ppl_vae.fit import fit
 from ppl_vae.guides import Guide, MeanFieldGuide
 from ppl_vae.models import VAE, Model
+from ppl_vae.preparation import resolve_device
 from ppl_vae.randomness import seed_all, untouched
+from ppl_vae.ranks import joined, own_device
 from ppl_vae.results import evaluate_run
 from ppl_vae.runs import load_run
 from ppl_vae.schedules import Constant, Schedule
@@ -66,7 +68,7 @@ def train(
         schedule: The weight of the KL, by step.
         optimizer: One of torch.optim.
         num_steps: How many steps to make in all.
-        batch_size: Data of a step; 128, or all if fewer, if not given.
+        batch_size: Data of a step, of all ranks together; 128, or all if fewer, if not given.
         seed: Of initialization, permutations, and all that is random in training.
         device: auto, cpu, cuda, ...
         compile: Compile the step: true, false, or auto, where the number of steps repays it.
@@ -84,6 +86,9 @@ def train(
         report: Evaluate, and write the report; else only the run.
         allow: Modules whose classes a config may name, besides ppl_vae's.
 
+    Under torchrun all processes train together: each on its part of every minibatch, on the CPU or
+    on the GPU of its own number. The first one validates, evaluates and writes.
+
     Returns:
         The run's folder.
 
@@ -94,7 +99,8 @@ def train(
         raise ValueError("resume is true, but out is not given; name the run directory to resume")
     path = Path(out) if out is not None else _new_path()
     splits = load(data, root=root, binarize=binarize)
-    with untouched():
+    device = own_device(device)
+    with untouched(), joined(resolve_device(device)) as ranks:
         seed_all(seed)
         built = model(splits.data_shape)
         paired = guide(built)
@@ -105,9 +111,9 @@ def train(
             resume=resume, lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze,
             patience=patience, log_every=log_every, eval_every=eval_every,
             checkpoint_every=checkpoint_every, tensorboard=tensorboard, progress=progress,
-            config={"data": data, "root": root, "binarize": binarize},
+            config={"data": data, "root": root, "binarize": binarize}, ranks=ranks,
         )  # fmt: skip
-        if not report:
+        if not report or (ranks is not None and not ranks.is_first):
             return path
         # Here, since it brings matplotlib, which neither `--help` nor an error need wait for.
         from ppl_vae.report import write_report

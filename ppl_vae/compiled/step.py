@@ -71,6 +71,8 @@ class CompiledStep:
         optimizers: What moves the parameters.
         max_norm: The largest norm of all gradients, or none.
         lowered: Compile the graphs; else they are interpreted, operation by operation.
+        combined: What makes of a loss and the gradients those of other processes too; the
+            optimizers then make their steps themselves.
     """
 
     def __init__(
@@ -80,13 +82,15 @@ class CompiledStep:
         max_norm: float | None = None,
         *,
         lowered: bool = True,
+        combined: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.loss = loss
         self._optimizers, self._max_norm, self._lowered = optimizers, max_norm, lowered
         found = [update_of(o, group) for o in optimizers for group in o.param_groups]
         self._updates = [update for update in found if update is not None]
         #: Whether the optimizers' steps are part of the graph.
-        self.is_whole = len(self._updates) == len(found)
+        self.is_whole = len(self._updates) == len(found) and combined is None
+        self._combined = combined
         self._made: dict[Hashable, Made] = {}
 
     @property
@@ -169,6 +173,8 @@ class CompiledStep:
 
     def _outside(self, loss: Callable[[], Tensor]) -> Tensor:
         value = loss()
+        if self._combined is not None:
+            value = self._combined(value)
         if self._max_norm is not None:
             clip(self.loss.parameters, self._max_norm)
         for optimizer in self._optimizers:

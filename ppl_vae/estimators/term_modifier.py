@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from torch import Tensor
+
 from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.checks import check_density, check_unweighted
 from ppl_vae.estimators.pair import Pair
 from ppl_vae.estimators.termwise import TermwiseEstimator
 from ppl_vae.estimators.trace_analytic_kl_elbo import TraceAnalyticKL_ELBO
+from ppl_vae.ranks import Ranks
 
 __all__ = ["TermModifier"]
 
@@ -26,6 +29,9 @@ class TermModifier(Estimator):
             density.
     """
 
+    #: Makes means over this process's data those over the data of all ranks; see `ppl_vae.fit`.
+    ranks: Ranks | None = None
+
     def __init__(self, estimator: Estimator | None = None) -> None:
         estimator = TraceAnalyticKL_ELBO() if estimator is None else estimator
         if not isinstance(estimator, TermwiseEstimator):
@@ -40,6 +46,10 @@ class TermModifier(Estimator):
 
     def _pairs(self, model: Callable, guide: Callable, args: tuple, kwargs: dict) -> Iterator[Pair]:
         return self.estimator._pairs(model, guide, args, kwargs)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """A mean over a minibatch; over all ranks' parts of it, where there are several."""
+        return x if self.ranks is None else self.ranks.mean(x)
 
     def _check(self, pair: Pair, way_out: str) -> None:
         check_unweighted(pair, type(self).__name__, way_out)

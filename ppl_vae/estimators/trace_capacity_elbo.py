@@ -74,6 +74,5 @@ class TraceCapacity_ELBO(TermModifier):  # noqa: N801 (Pyro's style)
         if self.target.device != kl.device:
             self.target = self.target.to(kl.device)  # once
         draws, size = self.num_draws, num_data(pairs[0])
-        return (
-            -reconstruction / draws + size * self.gamma * (kl / (draws * size) - self.target).abs()
-        )
+        mean = self._mean(kl / (draws * size))
+        return -reconstruction / draws + size * self.gamma * (mean - self.target).abs()

@@ -75,7 +75,8 @@ class TraceFreeBits_ELBO(TermModifier):  # noqa: N801 (Pyro's style)
                 kl = terms[name].sum(tuple(range(terms[name].dim() - event_dim)))
                 groups[name] = groups[name] + kl if name in groups else kl
         draws, size = self.num_draws, num_data(pairs[0])
-        held = sum((kl / (draws * size)).clamp(min=self.nats).sum() for kl in groups.values())
+        means = [self._mean(kl / (draws * size)) for kl in groups.values()]
+        held = sum(mean.clamp(min=self.nats).sum() for mean in means)
         return -reconstruction / draws + size * held  # type: ignore[operator, return-value]
 
     def _check_groups(self, pair: Pair) -> None:
