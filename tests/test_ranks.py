@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 import ppl_vae
 from ppl_vae import estimators as e
 from ppl_vae.checkpoint import from_bytes, to_bytes
+from ppl_vae.compiled.lowering import missing_compiler
 from ppl_vae.guides import MeanFieldGuide
 from ppl_vae.models import VAE, Gaussian
 from ppl_vae.ranks import Ranks
@@ -228,7 +229,7 @@ def test_two_ranks_learn_as_much_as_one_process(two):
     alone = torch.stack([learn(None, seed) for seed in range(4)])
     difference = ours - alone
     error = difference.std() / 2
-    assert difference.mean().abs() < 5 * error + 0.02
+    assert difference.mean().abs() < 5 * error
     assert ours.min() > -30  # and they have learned: at the start it is -45
 
 
@@ -245,16 +246,28 @@ def test_without_torch_distributed_there_are_no_ranks():
         Ranks()
 
 
-def launch(folder, rank, port, *words):
+def launch(folder, rank, port):
     """A rank as torchrun would start it."""
     env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo",
            "OMP_NUM_THREADS": "1"}  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "ppl_vae", "train", "--num_steps", "100000", "--out", "run",
-         "--checkpoint_every", "20", "--report", "false", "--compile", "false", *words],
+         "--checkpoint_every", "20", "--report", "false", "--compile", "false"],
         cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def killed_and_heard(folder, both, killed):
+    """What the other rank says when one is killed in the midst of training."""
+    state, metrics = folder / "run" / "checkpoint" / "state.json", folder / "run" / "metrics.jsonl"
+    end = time.monotonic() + 300
+    while not (state.is_file() and metrics.stat().st_size):
+        assert time.monotonic() < end and all(p.poll() is None for p in both)
+        time.sleep(0.1)
+    both[killed].send_signal(signal.SIGKILL)
+    _, err = both[1 - killed].communicate(timeout=120)
+    return [line for line in err.splitlines() if line.startswith("ppl-vae:")], err
 
 
 def free_port():
@@ -268,15 +281,12 @@ def free_port():
 def test_a_killed_rank_is_one_clear_error_and_the_run_goes_on(tmp_path, killed):
     port = free_port()
     both = [launch(tmp_path, rank, port) for rank in (0, 1)]
-    state = tmp_path / "run" / "checkpoint" / "state.json"
-    end = time.monotonic() + 120
-    while not (state.is_file() and (tmp_path / "run" / "metrics.jsonl").stat().st_size):
-        assert time.monotonic() < end and all(p.poll() is None for p in both)
-        time.sleep(0.1)
-    both[killed].send_signal(signal.SIGKILL)
-    _, err = both[1 - killed].communicate(timeout=120)
-    both[killed].communicate()
-    lines = [line for line in err.splitlines() if line.startswith("ppl-vae:")]
+    try:
+        lines, err = killed_and_heard(tmp_path, both, killed)
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
     assert both[1 - killed].returncode == 1 and "Traceback" not in err
     assert len(lines) == 1 and f"rank {1 - killed}: another rank of the training is gone" in err
     step = ppl_vae.load_run(tmp_path / "run", checkpoint="last").step
@@ -313,7 +323,7 @@ def compiled_and_eager(rank, folder):
 
 @pytest.mark.slow
 def test_compiled_ranks_make_the_steps_of_eager_ones(tmp_path):
-    if ppl_vae.compiled.lowering.missing_compiler(torch.device("cpu")):
+    if missing_compiler(torch.device("cpu")):
         pytest.skip("there is no C++ compiler")
     torch.multiprocessing.spawn(compiled_and_eager, (tmp_path,), nprocs=2)
     first, second = (from_bytes((tmp_path / f"{rank}.bin").read_bytes()) for rank in (0, 1))
