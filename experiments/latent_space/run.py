@@ -127,7 +127,7 @@ def _text(estimate: Estimate) -> str:
 
 def picture(pairs: dict[str, tuple], x: Tensor, labels: Tensor, prior: Tensor) -> Figure:
     """Columns: objectives. Rows: codes; prior draws decoded; paths between data decoded."""
-    figure = Figure((8.6, 8.3), layout="constrained")
+    figure = Figure((8.6, 6.5), layout="constrained")
     axes = figure.subplots(3, len(pairs), height_ratios=[1, 1, 0.62])
     shown = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:4000]
     ends = [int((labels == digit).nonzero()[0]) for digit in (2, 7, 5, 3, 0, 6)]
