@@ -89,9 +89,10 @@ class Guide(nn.Module):
 
 ESTIMATORS = {
     "elbo": e.Trace_ELBO,
-    # The floor, and the capacity, lie between the two ranks' own KLs in some of the steps.
+    # The floor, and the capacity, lie between the two ranks' own KLs in some of the steps, and are
+    # the same in every floating type.
     "free bits": partial(e.TraceFreeBits_ELBO, nats=0.25, per="unit"),
-    "capacity": partial(e.TraceCapacity_ELBO, gamma=3.0, capacity=Constant(0.3)),
+    "capacity": partial(e.TraceCapacity_ELBO, gamma=3.0, capacity=Constant(0.25)),
     "global latent": e.Trace_ELBO,
 }
 
