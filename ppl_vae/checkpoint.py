@@ -8,16 +8,20 @@ of every file, go into `state.json`. The same tree gives the same bytes. Nothing
 import hashlib
 import json
 import os
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from ppl_vae.writing import remove, writing
 
 __all__ = ["CheckpointError", "from_bytes", "load_checkpoint", "save_checkpoint", "to_bytes"]
 
 _STATE = "state.json"
+_NAME = re.compile(r"\w[\w.\- ]*").fullmatch
 
 
 class CheckpointError(ValueError):
@@ -37,16 +41,35 @@ def save_checkpoint(folder: Path, tree: dict[str, Any]) -> None:
 
     Raises:
         TypeError: The tree holds something that is neither tensor, number, string nor container.
-        OSError: The disk is full or the folder cannot be written; the old checkpoint stays.
+        WriteError: The disk is full or the folder cannot be written; the old checkpoint stays.
     """
-    if wrong := [entry for entry in tree if not isinstance(entry, str)]:
-        raise TypeError(f"a checkpoint has entries {wrong}; accepted at the top are strings")
+    if wrong := [entry for entry in tree if not isinstance(entry, str) or not _NAME(entry)]:
+        raise TypeError(
+            f"a checkpoint has entries {wrong}; accepted at the top are strings, which name files"
+        )
     new, old = _beside(folder, "new"), _beside(folder, "old")
-    if not folder.exists() and (left := _left_by_a_kill(folder)) is not None:
-        # The one good checkpoint has to stand in its place before anything beside it is removed.
-        os.replace(left, folder)
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+    with writing(folder):
+        if not folder.exists() and (left := _left_by_a_kill(folder)) is not None:
+            # The one good checkpoint has to stand in its place before anything else is removed.
+            os.replace(left, folder)
+        remove(new)
+        try:
+            new.mkdir()
+            _fill_folder(new, tree)
+        except OSError:
+            # The part that was written is what the disk is full of.
+            remove(new)
+            raise
+        if folder.exists():
+            remove(old)
+            os.replace(folder, old)
+        os.replace(new, folder)
+        _sync(folder.parent)
+        remove(old)
+
+
+def _fill_folder(new: Path, tree: dict[str, Any]) -> None:
+    """Writes the files of a checkpoint into an empty folder."""
     skeleton, sums = {}, {}
     for entry, value in tree.items():
         tensors: dict[str, Tensor] = {}
@@ -61,12 +84,6 @@ def save_checkpoint(folder: Path, tree: dict[str, Any]) -> None:
     _write(part, json.dumps(state, sort_keys=True, indent=1).encode())
     os.replace(part, new / _STATE)
     _sync(new)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(folder, old)
-    os.replace(new, folder)
-    _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -114,7 +131,7 @@ def _read(folder: Path) -> dict[str, Any]:
         state = json.loads(path.read_bytes())
         skeleton, sums = state["tree"], dict(state["sha256"])
         intact = sums.pop(_STATE) == _digest_of(skeleton)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise CheckpointError(_damaged(path))
@@ -126,11 +143,20 @@ def _read(folder: Path) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != expected:
             raise CheckpointError(_damaged(path))
-        tensors[name] = load(content)
-    return {
-        entry: _fill(value, tensors.get(f"{entry}.safetensors", {}))
-        for entry, value in skeleton.items()
-    }
+        try:
+            tensors[name] = load(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path} holds no tensors: {error}") from None
+    try:
+        return {
+            entry: _fill(value, tensors.get(f"{entry}.safetensors", {}))
+            for entry, value in skeleton.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        # Its checksums are right: somebody wrote it so.
+        raise CheckpointError(
+            f"{folder / _STATE} is no tree of a checkpoint ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _strip(value: Any, entry: str, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -18,10 +18,21 @@ import yaml
 
 from ppl_vae.checkpoint import load_checkpoint, save_checkpoint
 from ppl_vae.config import ConfigError
+from ppl_vae.plain import read_yaml
+from ppl_vae.writing import (
+    append_text,
+    confined,
+    file_name,
+    write_text,
+    writing,
+)
 
-__all__ = ["RunDirectory", "Which", "write_text"]
+__all__ = ["RunDirectory", "Which"]
 
 Which = Literal["last", "best"]
+
+# What every line of metrics has.
+_HEAD = {"split", "step", "seconds"}
 
 
 class RunDirectory:
@@ -37,12 +48,12 @@ class RunDirectory:
         self.metrics_path = self.path / "metrics.jsonl"
         self.results_path = self.path / "results.json"
         self.report_path = self.path / "report.html"
-        self.figures = self.path / "figures"
 
     @property
     def exists(self) -> bool:
         """Whether a run was started here."""
-        return self.config_path.is_file()
+        # Of os, whose answer to what can be no path is no error.
+        return os.path.isfile(self.config_path)  # noqa: PTH113
 
     def create(self) -> None:
         """Makes the directory.
@@ -54,10 +65,11 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK):
                 raise PermissionError("it is read-only")
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"out is {self.path}, which cannot be written to ({error.strerror or error}); "
-                "accepted is a folder that can be made or written to"
+                f"out is {str(self.path)!r}, which cannot be written to ({reason}); accepted is a "
+                "folder that can be made or written to"
             ) from None
 
     def config(self) -> dict[str, Any]:
@@ -72,10 +84,9 @@ class RunDirectory:
                 "`ppl-vae train --out` or `fit(out=...)` wrote"
             )
         try:
-            config = yaml.safe_load(self.config_path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"{self.config_path} is no YAML: {reason}") from None
+            config = read_yaml(self.config_path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{self.config_path} is no YAML: {error}") from None
         if not isinstance(config, dict):
             raise ConfigError(f"{self.config_path} holds no mapping of options to values")
         return config
@@ -85,15 +96,18 @@ class RunDirectory:
         write_text(self.config_path, yaml.safe_dump(dict(config), sort_keys=False))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of `metrics.jsonl`; a last line that a kill cut short is left out."""
+        """The lines of `metrics.jsonl`, up to one that a kill or a full disk cut short."""
         if not self.metrics_path.is_file():
             return []
         lines = []
-        for line in self.metrics_path.read_text().splitlines():
+        for text in self.metrics_path.read_text(errors="replace").splitlines():
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                line = json.loads(text)
+            except (ValueError, RecursionError):
                 break
+            if not isinstance(line, dict) or not line.keys() >= _HEAD:
+                break
+            lines.append(line)
         return lines
 
     def keep_metrics(self, count: int) -> list[dict[str, Any]]:
@@ -104,12 +118,13 @@ class RunDirectory:
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with open(self.metrics_path, "a") as file:
-            file.write(_line(line))
+        append_text(self.metrics_path, _line(line))
 
     def save(self, tree: dict[str, Any], which: Which = "last") -> None:
         """Writes a checkpoint; see `ppl_vae.checkpoint`."""
-        save_checkpoint(self._folder(which), tree)
+        folder = self._folder(which)
+        confined(folder / "any", self.path)
+        save_checkpoint(folder, tree)
 
     def load(self, which: Which = "last") -> dict[str, Any] | None:
         """Reads a checkpoint; none if none was written."""
@@ -120,15 +135,32 @@ class RunDirectory:
         if not self.results_path.is_file():
             return {}
         try:
-            return json.loads(self.results_path.read_text())
-        except ValueError as error:
+            results = json.loads(self.results_path.read_text())
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.results_path} is no JSON ({error}); evaluate the run again to replace it"
             ) from None
+        if not isinstance(results, dict):
+            raise ValueError(
+                f"{self.results_path} holds {str(results)[:40]!r} and no results by name; evaluate "
+                "the run again to replace it"
+            )
+        return results
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes `results.json`."""
         write_text(self.results_path, json.dumps(results, indent=2) + "\n")
+
+    def figure_path(self, name: str) -> Path:
+        """Where the figure of this name is to be written; a name of sites may hold anything."""
+        return confined(self.path / "figures" / f"{file_name(name)}.png", self.path)
+
+    def folder(self, name: str) -> Path:
+        """A folder of its own, made."""
+        path = confined(self.path / name / "any", self.path).parent
+        with writing(path):
+            path.mkdir(exist_ok=True)
+        return path
 
     def _folder(self, which: Which) -> Path:
         return self.path / {"last": "checkpoint", "best": "best"}[which]
@@ -136,13 +168,3 @@ class RunDirectory:
 
 def _line(metrics: Mapping[str, Any]) -> str:
     return json.dumps(metrics) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -6,7 +6,6 @@ same bytes.
 """
 
 import math
-import os
 import struct
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from ppl_vae.writing import write_text
 
 __all__ = ["Picture", "Table", "render", "write"]
 
@@ -128,14 +129,7 @@ def render(
 def write(path: str | Path, **content: Any) -> Path:
     """Write `render(**content)` to `path` in one move, making its folder."""
     path = Path(path)
-    html = render(**content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_text(html, encoding="utf-8", newline="\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, render(**content))
     return path
 
 

@@ -73,7 +73,7 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
         pictures.append(("active_units", "Active units", _UNITS, figure))
     entries = []
     for name, title, caption, figure in pictures:
-        path = plots.save(figure, run.directory.figures / f"{name}.png")
+        path = plots.save(figure, run.directory.figure_path(name))
         entries.append(page.Picture(title, caption, path.read_bytes()))
     results = run.directory.results()
     return page.write(

@@ -1,7 +1,6 @@
 """The look of the figures, how they are written, and what their files share."""
 
 import io
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -17,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike
+
+from ppl_vae.writing import write_bytes
 
 INK, GREY, FAINT, VERMILION = "#1d2126", "#7b8794", "#c9ced4", "#d55e00"
 # Okabe & Ito (2008), without black and yellow, for sites; Petroff (2021), ten colours chosen for
@@ -63,13 +64,7 @@ def png(figure: Figure) -> bytes:
 def save(figure: Figure, path: str | Path) -> Path:
     """Write `png(figure)` to `path` in one move, making its folder; a reader never sees half."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        part.write_bytes(png(figure))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_bytes(path, png(figure))
     return path
 
 
