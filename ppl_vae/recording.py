@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ppl_vae.checkpoint import CheckpointError
 from ppl_vae.config import ConfigError, describe
 from ppl_vae.data.splits import Splits
 from ppl_vae.directory import RunDirectory
+from ppl_vae.locking import Lock
 from ppl_vae.loggers import TensorBoard
 from ppl_vae.loop import Loop
+from ppl_vae.writing import writing
 
 __all__ = ["Recorder", "run_config"]
 
@@ -17,7 +20,7 @@ _FREE = frozenset({"num_steps", "device", "root", "checkpoint_every", "compile"}
 
 
 class Recorder:
-    """Writes a run directory; without one, only keeps the metrics.
+    """Writes a run directory, and holds it until `close`; without one, only keeps the metrics.
 
     Args:
         out: The run directory, or none.
@@ -44,38 +47,42 @@ class Recorder:
         self._config, self._resume = dict(config), resume
         self._wants_board = tensorboard
         self._board: TensorBoard | None = None
-        if self._directory is not None and self._directory.exists:
-            if not resume:
-                raise ValueError(
-                    f"out is {out}, which holds a run already; resume it (resume=True, --resume), "
-                    "or name another folder"
-                )
-            _check_same(self._directory.config(), self._config, self._directory.path)
+        self._lock: Lock | None = None
+        if self._directory is not None:
+            self._check(self._directory)
 
     def begin(self, loop: Loop) -> None:
-        """Makes the folder, or takes the training to where its checkpoint stands."""
+        """Makes the folder, or takes the training to where its checkpoint stands.
+
+        Raises:
+            LockedError: Another training is writing the folder.
+            CheckpointError: The checkpoint is damaged, or of another training.
+            WriteError: The folder cannot be written.
+        """
         if self._directory is None:
             return
         self._directory.create()
+        self._lock = Lock(self._directory.path)
+        # Again, since another process may have begun a run here, and ended it.
+        self._check(self._directory)
         state = self._directory.load() if self._resume else None
         if state is not None:
-            self.lines = self._directory.keep_metrics(state["progress"]["lines"])
-            loop.load_state_dict(state, self.lines[-1]["seconds"] if self.lines else 0.0)
-            loop.best = self._directory.load("best")
+            self._go_on(loop, self._directory, state)
         self._directory.write_config(self._config)
         if state is None:
             self._directory.keep_metrics(0)
             self.save(loop)
         if self._wants_board or (self._wants_board is None and TensorBoard.is_installed()):
-            self._board = TensorBoard(self._directory.path / "tensorboard", loop.step)
+            self._board = TensorBoard(self._directory.folder("tensorboard"), loop.step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Takes a line of metrics."""
         self.lines.append(line)
         if self._directory is not None:
             self._directory.append_metrics(line)
-        if self._board is not None:
-            self._board.write(line)
+        if self._board is not None and self.path is not None:
+            with writing(self.path / "tensorboard"):
+                self._board.write(line)
 
     def save(self, loop: Loop) -> None:
         """Writes the checkpoint to resume from."""
@@ -90,9 +97,40 @@ class Recorder:
             self._directory.save(loop.best_state(), "best")
 
     def close(self) -> None:
-        """Closes the event files."""
-        if self._board is not None:
-            self._board.close()
+        """Closes the event files, and gives the folder back."""
+        try:
+            if self._board is not None and self.path is not None:
+                with writing(self.path / "tensorboard"):
+                    self._board.close()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+
+    def _check(self, directory: RunDirectory) -> None:
+        """Refuses what would overwrite a run, or go on with it as another."""
+        if directory.exists:
+            if not self._resume:
+                raise ValueError(
+                    f"out is {directory.path}, which holds a run already; resume it (resume=True, "
+                    "--resume), or name another folder"
+                )
+            _check_same(directory.config(), self._config, directory.path)
+
+    def _go_on(self, loop: Loop, directory: RunDirectory, state: dict[str, Any]) -> None:
+        try:
+            lines = directory.metrics()[: state["progress"]["lines"]]
+            loop.load_state_dict(state, lines[-1]["seconds"] if lines else 0.0)
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"the checkpoint in {directory.path} is none of this training "
+                f"({type(error).__name__}: {reason}); restore it from a copy, or name another "
+                "folder to start again"
+            ) from None
+        self.lines = directory.keep_metrics(len(lines))
+        loop.best = directory.load("best")
 
 
 def run_config(
