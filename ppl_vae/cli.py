@@ -1,5 +1,6 @@
 """The command line: parses, calls the library, prints."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,18 +15,23 @@ from ppl_vae.data import Splits, load
 from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
 from ppl_vae.guides.cards import CARDS
+from ppl_vae.interruption import Terminated, termination
+from ppl_vae.memory import OutOfMemoryError
 from ppl_vae.options import make_options
 from ppl_vae.ranks import LostRankError, launched_rank
 from ppl_vae.results import choose, evaluate_run, notes, results_table
 from ppl_vae.runs import Run, load_run
+from ppl_vae.writing import confined, write_bytes
 
 __all__ = ["main"]
 
 # Of one batch at which estimators are compared.
 _NUM_DATA = 64
 # What the user got wrong, in the words of the library; of Pyro, where it does not do all it could.
-_USER_ERRORS = (ValueError, TypeError, NotImplementedError, FileNotFoundError, PermissionError,
-                NotADirectoryError)  # fmt: skip
+# What the disk refuses is said in a sentence as well.
+_USER_ERRORS = (ValueError, TypeError, NotImplementedError, OSError)
+# 128 and the signal's number, as a shell says it of a process that it has ended.
+_TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,29 +41,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; that of the process if not given.
 
     Returns:
-        The exit code: 0; 2 for what the user got wrong, said in one message; 1 for the rest.
+        The exit code: 0; 2 for what the user got wrong, or the disk refused, said in one message;
+        143 for SIGTERM; 1 for the rest.
     """
     # As `python -m` does: a guide in the user's own folder can be named.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        command, chosen = parse(sys.argv[1:] if arguments is None else arguments)
-        _COMMANDS[command](chosen)
-        sys.stdout.flush()
+        with termination():
+            command, chosen = parse(words)
+            _COMMANDS[command](chosen)
+            sys.stdout.flush()
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except _USER_ERRORS as error:
-        return _fail(str(error), 2)
-    except (NonFiniteError, LostRankError) as error:
-        return _fail(str(error), 1)
-    except KeyboardInterrupt as error:
-        return _fail(
-            f"interrupted: {error}. Go on with --resume" if str(error) else "interrupted", 1
-        )
     except BrokenPipeError:
         # `ppl-vae list | head`; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    # A lost rank is an OSError as well, but no fault of the user.
+    except (NonFiniteError, OutOfMemoryError, LostRankError) as error:
+        return _fail(str(error), 1)
+    except _USER_ERRORS as error:
+        return _fail(_said(error), 2)
+    except Terminated as error:
+        return _fail(_stopped("terminated", str(error), words), _TERMINATED)
+    except KeyboardInterrupt as error:
+        return _fail(_stopped("interrupted", str(error), words), 1)
     return 0
 
 
@@ -94,9 +104,11 @@ def _sample(chosen: dict[str, Any]) -> None:
 
     run = _load(chosen)
     x = sample_run(run, num=chosen["num"], mean=chosen["mean"], seed=chosen["seed"])
-    path = run.directory.path / "samples.npz"
-    np.savez_compressed(path, x=x.cpu().numpy())
-    figure = plots.save(plots.samples(x), run.directory.figures / "samples.png")
+    path = confined(run.directory.path / "samples.npz", run.directory.path)
+    archive = io.BytesIO()
+    np.savez_compressed(archive, x=x.cpu().numpy())
+    write_bytes(path, archive.getvalue())
+    figure = plots.save(plots.samples(x), run.directory.figure_path("samples"))
     print(f"samples  {path}\nfigure   {figure}")
 
 
@@ -192,6 +204,19 @@ def _print_results(results: dict[str, Any]) -> None:
         print(f"{name:<{width}}  {text}")
     for note in notes(results):
         print(f"note: {note}")
+
+
+def _said(error: Exception) -> str:
+    """What an error says; the system's say it with a number in front."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{str(error.filename)!r}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _stopped(how: str, where: str, words: Sequence[str]) -> str:
+    # A grid goes on without being told so, and says it.
+    further = ". Go on with --resume" if words[:1] == ["train"] else ""
+    return f"{how}: {where}{further}" if where else how
 
 
 def _fail(message: str, code: int) -> int:

@@ -1,9 +1,12 @@
 """The course of a training: what is logged, validated and kept along its steps."""
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
+from ppl_vae.evaluate.terms import AT_ONCE
 from ppl_vae.lines import Line
 from ppl_vae.loop import Loop
+from ppl_vae.memory import Load, allocated, explaining
 from ppl_vae.plan import Plan
 from ppl_vae.progress import Progress
 from ppl_vae.recording import Recorder
@@ -46,6 +49,8 @@ class Course:
         self.loop, self.recorder = loop, recorder
         self.steps: Steps = loop
         self._bar, self._plan = bar, plan
+        self._device = loop.prepared.first[0].device
+        self._held = allocated(self._device)
         bar.update(loop.step)
 
     @property
@@ -71,10 +76,21 @@ class Course:
         return self._is_last or self._is_due(self._plan.eval_every, self._plan.checkpoint_every)
 
     def advance(self) -> None:
-        """Makes a step, or several, and what is to be done after them."""
-        self.saw(self.steps.advance(log=self.logs, most=self.most))
+        """Makes a step, or several, and what is to be done after them.
+
+        Raises:
+            OutOfMemoryError: The message says what may fit.
+        """
+        with self.explaining():
+            line = self.steps.advance(log=self.logs, most=self.most)
+        self.saw(line)
         if self.is_due:
             self.look()
+
+    def explaining(self, replicas: int = 1) -> AbstractContextManager[None]:
+        """A context of steps, of so many trainings at once, that says what of them may fit."""
+        load = Load(len(self.loop.prepared.first[0]), self._plan.particles, replicas)
+        return self._explaining(f"step {self.loop.step}", load)
 
     def saw(self, line: Line | None) -> None:
         """Takes in that steps were made, and the line of the last one, if it has any."""
@@ -91,8 +107,11 @@ class Course:
         loop = self.loop
         self.steps.check()
         evaluates = self._is_last or self._is_due(self._plan.eval_every)
-        if loop.prepared.valid is not None and evaluates:
-            self._write(loop.validate())
+        if (valid := loop.prepared.valid) is not None and evaluates:
+            load = Load(min(len(valid), AT_ONCE), option="{} validation data")
+            with self._explaining(f"the validation after step {loop.step}", load):
+                line = loop.validate()
+            self._write(line)
             if loop.stopping.best_step == loop.step:
                 self.recorder.save_best(loop)
         if self.is_over or self._is_due(self._plan.checkpoint_every):
@@ -116,6 +135,10 @@ class Course:
         """Puts the best parameters in place, where patience asks for them."""
         if self._plan.patience is not None:
             self.loop.take_best()
+
+    def _explaining(self, what: str, load: Load) -> AbstractContextManager[None]:
+        tidy = self.loop.optimizers.zero_grad
+        return explaining(what, load, self._device, held=self._held, tidy=tidy)
 
     @property
     def _is_last(self) -> bool:

@@ -185,7 +185,12 @@ def fit(
             the first bad site and the parameter. The last checkpoint stays as it was.
         LostRankError: Another rank is gone.
         CheckpointError: The checkpoint to resume from is damaged.
-        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+        LockedError: Another training is writing `out`. A ValueError.
+        WriteError: The disk is full, or `out` cannot be written; the last checkpoint is whole. An
+            OSError.
+        OutOfMemoryError: The message says which batch may fit, an estimate. A MemoryError.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written first. `Terminated`, a subclass, for
+            SIGTERM.
 
     Example:
         >>> splits = ppl_vae.data.load("digits")
@@ -212,20 +217,23 @@ def fit(
         recorder = Recorder(
             out if writes else None, described, resume=resume, tensorboard=tensorboard
         )
-        recorder.begin(loop)
         bar = Progress(num_steps, progress if writes else False)
-        with closing(recorder), closing(bar), among(ranks, loop), Interruption() as interruption:
-            course = Course(loop, recorder, bar, plan)
-            # By all steps, those before a resume too: the second part is to be as the first.
-            pays = compile is True or (compile == "auto" and num_steps >= _FEW_STEPS)
-            if pays and not course.is_over:
-                # Here, for who does not compile need not wait for torch's compiler.
-                from ppl_vae.compiling import compile_loop
+        with closing(recorder), closing(bar), Interruption() as interruption:
+            recorder.begin(loop)
+            with among(ranks, loop):
+                course = Course(loop, recorder, bar, plan)
+                # By all steps, those before a resume too: the second part is to be as the first.
+                pays = compile is True or (compile == "auto" and num_steps >= _FEW_STEPS)
+                if pays and not course.is_over:
+                    # Here, for who does not compile need not wait for torch's compiler.
+                    from ppl_vae.compiling import compile_loop
 
-                course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
-            while not course.is_over:
-                course.advance()
-                if course.is_asked(interruption.requested) and not course.is_over:
-                    raise KeyboardInterrupt(course.leave())
-            course.end()
+                    course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
+                while not course.is_over:
+                    course.advance()
+                    asked = interruption.requested
+                    if course.is_asked(asked is not None) and not course.is_over:
+                        # Of several ranks, it may be another that is asked.
+                        raise (asked or KeyboardInterrupt)(course.leave())
+                course.end()
         return FitResult.of(course, store)

@@ -10,12 +10,13 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ppl_vae.data.minibatches import TrainingData
+from ppl_vae.data.minibatches import DEFAULT_BATCH_SIZE, TrainingData
 from ppl_vae.estimators import Estimator
 from ppl_vae.estimators.base import forgetting
 from ppl_vae.estimators.term_modifier import TermModifier
 from ppl_vae.handlers import Weight, weighted
 from ppl_vae.loop import Loop
+from ppl_vae.memory import Load, explaining
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory, Optimizers, named_parameters
 from ppl_vae.preparation import Prepared, prepare, resolve_device
 from ppl_vae.randomness import fork, looking, seed_all, validation
@@ -77,6 +78,11 @@ class Plan:
                 "earlier"
             )
 
+    @property
+    def particles(self) -> int:
+        """Draws of the guide for each datum, as the estimator was asked for."""
+        return getattr(self.estimator, "num_particles", 1)
+
     def described(
         self, model: Any, guide: Any, data: TrainingData, extra: Mapping[str, Any] | None
     ) -> dict[str, Any]:
@@ -94,11 +100,16 @@ class Plan:
 
         Raises:
             ValueError: The data, the pair or the device is not acceptable.
+            OutOfMemoryError: They do not fit into memory.
         """
         place = resolve_device(self.device)
         seed_all(self.seed)
-        prepared = prepare(model, guide, data, self.valid, self.batch_size, self.seed, place, ranks)
-        self._try_once(model, guide, prepared)
+        load = Load(self.batch_size or DEFAULT_BATCH_SIZE, self.particles)
+        with explaining("before the first step", load, place):
+            prepared = prepare(
+                model, guide, data, self.valid, self.batch_size, self.seed, place, ranks
+            )
+            self._try_once(model, guide, prepared)
         parameters = named_parameters(model, guide)
         optimizers = Optimizers(parameters, self.optimizer, self.lr_schedule, self.freeze)
         if prepared.valid is None and (self.patience is not None or optimizers.need_validation):

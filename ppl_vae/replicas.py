@@ -116,7 +116,8 @@ def fit_replicas(
     Raises:
         ValueError: As `fit`; or the numbers of pairs, seeds, schedules, optimizers differ.
         TraceError, CompileError: As `fit`.
-        KeyboardInterrupt: Ctrl-C; checkpoints were written first.
+        LockedError, WriteError, OutOfMemoryError: As `fit`.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM as for `fit`; checkpoints were written first.
 
     Example:
         >>> splits = ppl_vae.data.load("digits")
@@ -186,9 +187,10 @@ def _train(replicas: Sequence[Replica], plan: Plan, interruption: Interruption) 
     together = _together(going, plan) if going and not interruption.requested else None
     while any(not replica.is_over for replica in replicas):
         if interruption.requested:
-            raise KeyboardInterrupt(_leave(replicas, together))
+            raise interruption.requested(_leave(replicas, together))
         if together is not None and together.members:
-            together.advance()
+            with replicas[together.members[0]].course.explaining(len(together.members)):
+                together.advance()
         for replica in replicas:
             if not (replica.together or replica.is_over):
                 replica.advance()

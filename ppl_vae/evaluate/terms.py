@@ -17,6 +17,9 @@ from ppl_vae.randomness import untouched
 
 __all__ = ["Terms", "average_terms", "elbo_terms"]
 
+AT_ONCE = 1000
+"""Data that `average_terms` takes at once."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -79,7 +82,7 @@ def average_terms(
     data: Tensor,
     *,
     num_particles: int = 1,
-    batch_size: int = 1000,
+    batch_size: int = AT_ONCE,
     seed: int = 0,
 ) -> Terms:
     """The terms of many data, averaged over draws; leaves the global random stream alone.

@@ -10,15 +10,16 @@ from typing import Any
 
 from ppl_vae.data import Splits
 from ppl_vae.diagnosis import NonFiniteError
-from ppl_vae.directory import write_text
 from ppl_vae.evaluate import Estimate
 from ppl_vae.laboratory.grid import Cell
+from ppl_vae.memory import OutOfMemoryError
 from ppl_vae.options import make_options
 from ppl_vae.results import evaluate_run
 from ppl_vae.runs import Run, load_run
 from ppl_vae.training import train
+from ppl_vae.writing import WriteError, confined, write_text, writing
 
-__all__ = ["Evaluation", "Measure", "Record", "read_record", "run_cell"]
+__all__ = ["Evaluation", "Measure", "Record", "lost_cell", "read_record", "run_cell"]
 
 
 #: More figures of a finished run, by name; numbers or estimates.
@@ -113,20 +114,32 @@ def run_cell(cell: Cell, folder: Path, evaluation: Evaluation) -> Record:
     anew, and not trained.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; a checkpoint was written first.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; a checkpoint was written first.
+        WriteError: The disk is full, or cannot be written: for the other cells as well.
     """
-    before = read_record(cell, folder)
-    if before is not None and before.is_done and before.evaluation == evaluation.described():
+    if (before := _done(cell, folder, evaluation)) is not None:
         return before
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        confined(folder / "any", folder.parent).parent.mkdir(parents=True, exist_ok=True)
     try:
         record = _run(cell, folder, evaluation)
+    except WriteError:
+        raise
     except Exception as error:  # Whatever it is, the other cells are to be run.
         write_text(folder / "error.txt", traceback.format_exc())
         record = Record(cell.labels, cell.options, "failed", _said(error), evaluation.described())
     else:
         (folder / "error.txt").unlink(missing_ok=True)
-    write_text(folder / "cell.json", json.dumps(asdict(record), indent=1) + "\n")
+    _write(record, folder)
+    return record
+
+
+def lost_cell(cell: Cell, folder: Path, evaluation: Evaluation, reason: str) -> Record:
+    """What a cell has come to whose process ended without a word; failed, unless it was done."""
+    if (before := _done(cell, folder, evaluation)) is not None:
+        return before
+    record = Record(cell.labels, cell.options, "failed", reason, evaluation.described())
+    _write(record, folder)
     return record
 
 
@@ -135,14 +148,24 @@ def read_record(cell: Cell, folder: Path) -> Record | None:
     try:
         found = json.loads((folder / "cell.json").read_text())
         return Record(**{**found, "labels": cell.labels})
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
+
+
+def _done(cell: Cell, folder: Path, evaluation: Evaluation) -> Record | None:
+    found = read_record(cell, folder)
+    done = found is not None and found.is_done and found.evaluation == evaluation.described()
+    return found if done else None
+
+
+def _write(record: Record, folder: Path) -> None:
+    write_text(folder / "cell.json", json.dumps(asdict(record), indent=1) + "\n")
 
 
 def _said(error: Exception) -> str:
     """A line on what went wrong; only what the user did wrong says it in full by itself."""
     name, message = type(error).__name__, str(error).strip()
-    if isinstance(error, ValueError | NonFiniteError) and message:
+    if isinstance(error, ValueError | NonFiniteError | OutOfMemoryError) and message:
         return message
     return f"{name}: {message}" if message else name
 

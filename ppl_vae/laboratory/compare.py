@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 from tqdm import tqdm
 
 from ppl_vae import page, plots
-from ppl_vae.directory import write_text
+from ppl_vae.interruption import termination
 from ppl_vae.laboratory import figures
 from ppl_vae.laboratory.cells import Evaluation, Measure, Record, read_record
 from ppl_vae.laboratory.comparison import Comparison, metrics_of
@@ -19,7 +20,9 @@ from ppl_vae.laboratory.engine import run_all
 from ppl_vae.laboratory.grid import Cell, expand
 from ppl_vae.laboratory.rendering import as_latex, as_markdown
 from ppl_vae.laboratory.tables import as_csv, table_of
+from ppl_vae.locking import Lock
 from ppl_vae.training import train
+from ppl_vae.writing import confined, write_text, writing
 
 __all__ = ["compare", "compare_cells"]
 
@@ -49,9 +52,10 @@ def compare(
     repeat.
 
     The grid can be interrupted, and called again: finished cells are not run again, and the one
-    under way goes on from its checkpoint. A cell that fails is shown as failed, does not stop the
-    others, and is tried again by the next call. Writes `comparison.json`, `cells.csv`, `table.md`,
-    `table.tex`, `figures/` and `index.html`, and each run into `cells/`.
+    under way goes on from its checkpoint. A cell that fails, or whose process is killed, is shown
+    as failed, does not stop the others, and is tried again by the next call. Writes
+    `comparison.json`, `cells.csv`, `table.md`, `table.tex`, `figures/` and `index.html`, and each
+    run into `cells/`.
 
     Args:
         axes: For each name of an option of `train` its values, or labels and values: classes,
@@ -74,7 +78,10 @@ def compare(
 
     Raises:
         ValueError: An option that `train` does not have, or an axis that cannot be.
-        KeyboardInterrupt: Ctrl-C; what is done is written.
+        LockedError: Another process is at this grid. A ValueError.
+        WriteError: The disk is full, or `out` cannot be written.
+        KeyboardInterrupt: Ctrl-C; what is done is written, and the cells under way have written
+            checkpoints. `Terminated`, a subclass, for SIGTERM.
 
     Example:
         >>> from tempfile import mkdtemp
@@ -109,7 +116,9 @@ def compare_cells(
         raise ValueError(f"num_workers is {num_workers}; accepted is >= 1")
     out = Path(out)
     folder = out / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        confined(folder / "any", out).parent.mkdir(exist_ok=True)
     records: dict[int, Record] = {}
     disable = None if progress is None else not progress
     bar = tqdm(total=len(cells), disable=disable, unit="cell", dynamic_ncols=True)
@@ -120,26 +129,28 @@ def compare_cells(
         missing = len(cells) - len(found)
         return Comparison(list(cells[0].labels), found, base, metrics_of(found), missing)
 
-    try:
-        with bar:
-            for index, record in run_all(cells, folder, evaluation, num_workers):
-                records[index] = record
-                bar.update()
-                if not record.is_done:
-                    bar.write(f"failed: {', '.join(record.labels.values())}: {record.error}")
-    except KeyboardInterrupt:
-        for index, cell in enumerate(cells):
-            before = read_record(cell, folder / cell.name)
-            if before is not None and before.is_done:
-                records.setdefault(index, before)
-        if records:
-            _write(comparison(), cells, out)
-        raise KeyboardInterrupt(
-            f"{len(records)} of {len(cells)} cells are done; the same command goes on in {out}"
-        ) from None
-    found = comparison()
-    _write(found, cells, out)
-    return found
+    with closing(Lock(out)), termination():
+        try:
+            with bar, closing(run_all(cells, folder, evaluation, num_workers)) as ended:
+                for index, record in ended:
+                    records[index] = record
+                    bar.update()
+                    if not record.is_done:
+                        bar.write(f"failed: {', '.join(record.labels.values())}: {record.error}")
+        except KeyboardInterrupt as stop:
+            for index, cell in enumerate(cells):
+                before = read_record(cell, folder / cell.name)
+                if before is not None and before.is_done:
+                    records.setdefault(index, before)
+            if records:
+                _write(comparison(), cells, out)
+            done = sum(record.is_done for record in records.values())
+            raise type(stop)(
+                f"{done} of {len(cells)} cells are done; the same command goes on in {out}"
+            ) from None
+        found = comparison()
+        _write(found, cells, out)
+        return found
 
 
 def _is_set(name: str, axis: Any) -> bool:
@@ -180,7 +191,7 @@ def _write(comparison: Comparison, cells: Sequence[Cell], out: Path) -> None:
             drawn.append(("curves", "Against time", _CURVES, figure))
     pictures = []
     for name, title, caption, figure in drawn:
-        path = plots.save(figure, out / "figures" / f"{name}.png")
+        path = plots.save(figure, confined(out / "figures" / f"{name}.png", out))
         pictures.append(page.Picture(title, caption, path.read_bytes()))
     write_text(out / "comparison.json", json.dumps(_as_data(comparison), indent=1) + "\n")
     write_text(out / "cells.csv", as_csv(comparison))

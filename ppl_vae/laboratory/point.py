@@ -14,7 +14,6 @@ from typing import Any
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ppl_vae.directory import write_text
 from ppl_vae.evaluate import (
     Bound,
     Estimate,
@@ -27,6 +26,7 @@ from ppl_vae.evaluate import (
 )
 from ppl_vae.laboratory.point_page import write_page
 from ppl_vae.laboratory.rendering import Table, as_latex, as_markdown
+from ppl_vae.writing import write_text, writing
 
 __all__ = ["Contender", "PointComparison", "compare_at"]
 
@@ -113,7 +113,8 @@ class PointComparison:
     def write(self, out: str | Path) -> Path:
         """Writes `point.json`, `.csv`, `.md`, `.tex`, figures and one page; gives the folder."""
         out = Path(out)
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
         table = self.table()
         write_text(out / "point.json", json.dumps(asdict(self), indent=1) + "\n")
         write_text(out / "point.csv", self.as_csv())

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ppl_vae import page, plots
 from ppl_vae.evaluate import Estimate
 from ppl_vae.plots.look import INK, TEXT_WIDTH, legend, look, plain, site_colors
+from ppl_vae.writing import confined
 
 if TYPE_CHECKING:
     from ppl_vae.laboratory.point import PointComparison
@@ -65,7 +66,7 @@ def write_page(comparison: PointComparison, out: Path) -> Path:
         drawn.insert(0, ("gaps", "How tight the bounds are", _GAPS, figure))
     pictures = []
     for name, title, caption, figure in drawn:
-        path = plots.save(figure, out / "figures" / f"{name}.png")
+        path = plots.save(figure, confined(out / "figures" / f"{name}.png", out))
         pictures.append(page.Picture(title, caption, path.read_bytes()))
     table = comparison.table()
     pairs = [name for name in comparison.log_marginal if name]
