@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,4 +128,7 @@ def train(
 
 
 def _new_path() -> Path:
-    return Path("runs") / datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    """A folder that is not there yet; a clock may show the same time twice."""
+    name = datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(path for path in map(Path("runs").joinpath, names) if not path.exists())
