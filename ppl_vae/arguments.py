@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
 from ppl_vae.axes import Grid, split_axes
 from ppl_vae.calls import without_calls
@@ -24,6 +24,9 @@ COMMANDS = {
     "list": "what there is to choose from, and the runs that there are",
 }
 """Each subcommand with what it does."""
+
+# What `vet` lets through, since the user typed it, is still nothing of the system's: a second lock.
+set_parsing_settings(import_path_denylist=["os", "subprocess", "shutil", "builtins", "sys"])
 
 _BOOLEANS = ("true", "false", "True", "False")
 _LISTS = ("--allow", "--freeze")
@@ -58,7 +61,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         # What is not said of a run is left to Python's defaults, and its config stays short.
         options = _parser(command, parser).parse_args(arguments, defaults=command != "train")
     except ArgumentError as error:
-        raise ValueError(explain(str(error), _names(parser))) from None
+        raise ValueError(explain(str(error), _names(parser), arguments)) from None
     chosen = options[command].as_dict()
     chosen.pop("config", None)
     return command, chosen if allow is None else {**chosen, "allow": allow}

@@ -98,6 +98,11 @@ def instantiate(entry: Any, *args: Any, allow: Sequence[str] = (), as_partial: b
         )
     cls = resolve(entry["class_path"], allow)
     arguments = entry.get("init_args") or {}
+    if not isinstance(arguments, dict) or any(not isinstance(name, str) for name in arguments):
+        raise ConfigError(
+            f"{entry['class_path']}: init_args is {str(arguments)[:60]}; accepted is a mapping of "
+            "arguments to values"
+        )
     keywords = {
         name: instantiate(item, allow=allow, as_partial=_is_factory(cls, name, item))
         for name, item in arguments.items()

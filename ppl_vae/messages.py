@@ -32,6 +32,7 @@ _TYPES = {
 _REFUSALS = (
     (r"No module named '([\w.]+)'", "cannot be imported: there is no module {}"),
     (r"module '([\w.]+)' has no attribute", "is not there: the module {} has no such name"),
+    (r"denied by the '([\w.]+)' entry", "is not imported, as nothing of {} is"),
     (
         r"function that returns <class '(?:[\w.]*\.)?(\w+)'>",
         "is a function that does not say `-> {}`",
@@ -45,16 +46,17 @@ _REFUSALS = (
 )
 
 
-def explain(error: str, options: Iterable[str]) -> str:
+def explain(error: str, options: Iterable[str], words: Sequence[str] = ()) -> str:
     """One sentence for a parser's error.
 
     Args:
         error: The error's text.
         options: The options that there are, to find the one that was meant.
+        words: The command line, where the error does not say all that was given.
     """
     keys = list(dict.fromkeys(re.findall(r'[Pp]arser key "([\w.]+)"', error)))
     if not keys:
-        return _about_words(error, list(options))
+        return _about_words(error, list(options), words)
     option = keys[0] if keys[0] in _POSITIONAL else "option --" + ".".join(keys)
     if found := re.search(r"Option '([\w.]+)' is not accepted", error):
         owner = _owner(error, found.start())
@@ -96,7 +98,7 @@ def about(option: str, entry: Any, error: Exception) -> str:
     return f"option --{option}: {name}({given}): {error}"
 
 
-def _about_words(error: str, options: Sequence[str]) -> str:
+def _about_words(error: str, options: Sequence[str], words: Sequence[str]) -> str:
     """For what is wrong with the words of the command line rather than with a value."""
     text = " ".join(error.split())
     if found := re.search(r"unrecognized arguments: (\S+)", text):
@@ -111,7 +113,9 @@ def _about_words(error: str, options: Sequence[str]) -> str:
         names = re.findall(r"'(.*?)'", found[2])
         return f"there is no command {found[1]!r}{suggestion(found[1], names)} {_accepted(names)}"
     if found := re.search(r"argument (--\S+?)[:/,].* expected", text):
-        return f"option {found[1]}: no value is given"
+        # The parser names the class's option where one of its arguments is meant.
+        inner = (w for w in words if w.startswith(f"{found[1]}.") and "=" not in w)
+        return f"option {next(inner, found[1])}: no value is given"
     if "arguments are required:" in text:
         return "the run is not given; accepted is the folder of a run, as in runs/a"
     return text
@@ -146,6 +150,8 @@ def _value(error: str) -> tuple[str, str]:
     found = re.search(r"import path string: *(.*?)(?=\. Got value:|\n|$)", error)
     found = found or re.search(r"(?:Got|Given) value: *(.*?)(?=\. Got value:|\n|$)", error)
     found = found or re.search(r"but (\S+) is abstract", error)
+    found = found or re.search(r"given class_path '([\w.]+)'", error)
+    found = found or re.search(r"Importing '([\w.]+)'", error)
     value = found[1] if found else ""
     if inner := re.match(r"NestedArg\(key='([\w.]+)'", value):
         return value, inner[1]

@@ -14,12 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ppl_vae import models
 from ppl_vae.choices import can_be_built, suggestion
 from ppl_vae.config import ConfigError, resolve
 from ppl_vae.options import CLASSES
+from ppl_vae.plain import read_yaml
 
 __all__ = ["vet"]
 
@@ -108,13 +107,12 @@ def _check_model(entry: Any) -> None:
 
 def _read(path: str) -> dict[Any, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = read_yaml(Path(path).read_text())
     except OSError as error:
         reason = f"{path} cannot be read ({error.strerror})"
         raise ConfigError(f"option --config: {reason}; accepted is a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"option --config: {path} is no YAML: {reason}") from None
+    except ValueError as error:
+        raise ConfigError(f"option --config: {path} is no YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(
             f"option --config: {path} holds {str(content)[:40]!r}; accepted is a mapping of "
@@ -176,6 +174,6 @@ def _list(value: str) -> list[str]:
 
 def _parsed(value: str) -> Any:
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
+        return read_yaml(value)
+    except ValueError:
         return value

@@ -14,7 +14,7 @@ from ppl_vae.data.digits import digits
 from ppl_vae.data.folders import load_folder
 from ppl_vae.data.mnist import fashion_mnist, mnist
 from ppl_vae.data.omniglot import omniglot
-from ppl_vae.data.roots import data_root
+from ppl_vae.data.roots import data_root, expanded
 from ppl_vae.data.splits import Splits
 from ppl_vae.data.sprites import sprites
 
@@ -88,11 +88,12 @@ def load(
 
 
 def _load_path(given: str | os.PathLike[str]) -> Splits:
-    path = Path(given).expanduser()
-    if path.is_dir():
+    path = expanded(given)
+    # Of os, whose answer to what can be no path is no error.
+    if os.path.isdir(path):  # noqa: PTH112
         return load_folder(path)
     suffix = path.suffix.lower()
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113
         if suffix not in (".npz", ".npy"):
             raise ValueError(f"{path}: {_ACCEPTED}; this file is {suffix or 'without a suffix'}")
         return load_npz(path) if suffix == ".npz" else load_npy(path)

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-__all__ = ["data_root"]
+__all__ = ["data_root", "expanded"]
 
 
 def data_root(root: str | os.PathLike[str] | None = None) -> Path:
@@ -17,8 +17,20 @@ def data_root(root: str | os.PathLike[str] | None = None) -> Path:
         folder (`$XDG_CACHE_HOME`, else `~/.cache`). It need not exist.
     """
     if root is not None:
-        return Path(root).expanduser()
+        return expanded(root)
     if os.environ.get("PPL_VAE_DATA"):
-        return Path(os.environ["PPL_VAE_DATA"]).expanduser()
+        return expanded(os.environ["PPL_VAE_DATA"])
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "ppl_vae"
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in the place of `~`.
+
+    Raises:
+        ValueError: It is the home folder of nobody.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path}: there is no such user; accepted is ~ for one's own") from None

@@ -114,6 +114,8 @@ def compare_cells(
     """As `compare`, of cells that are made already, all of the same axes."""
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}; accepted is >= 1")
+    if baseline is not None:
+        baseline = _baseline(cells, baseline)
     out = Path(out)
     folder = out / "cells"
     with writing(out):
