@@ -178,8 +178,8 @@ def _list_runs(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"option --folder: there is no folder {folder}; accepted is one of runs")
     for path in sorted(folder.glob("*/config.yaml")):
-        elbo = RunDirectory(path.parent).results().get("elbo")
-        print(f"{path.parent}  {'-' if elbo is None else 'elbo {value:.2f}'.format(**elbo)}")
+        rows = dict(results_table(RunDirectory(path.parent).results()))
+        print(f"{path.parent}  {'elbo ' + rows['elbo'] if 'elbo' in rows else '-'}")
 
 
 def _load(chosen: dict[str, Any]) -> Run:

@@ -24,6 +24,8 @@ __all__ = ["choose", "evaluate_run", "notes", "results_table"]
 # The share of the data above the threshold of k-hat from which on a note warns. Of few particles
 # k-hat is uncertain by a third, so that a fifth or so of the data are above for no reason.
 _TOLERATED = 1 / 3
+# What comes of reading a file that does not hold what was written.
+_NONE_OF_OURS = (KeyError, TypeError, AttributeError, ValueError, OverflowError)
 
 
 def evaluate_run(
@@ -95,7 +97,33 @@ def evaluate_run(
 
 
 def results_table(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The results as rows of name and text, `("elbo", "-23.94 ± 0.31 nats")`."""
+    """The results as rows of name and text, `("elbo", "-23.94 ± 0.31 nats")`.
+
+    Raises:
+        ValueError: They are none of an evaluation, as in a file that somebody has changed.
+    """
+    try:
+        return _rows(results)
+    except _NONE_OF_OURS as error:
+        raise _changed(error) from None
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before comparing the figures; raises as `results_table`."""
+    try:
+        return _notes(results)
+    except _NONE_OF_OURS as error:
+        raise _changed(error) from None
+
+
+def _changed(error: Exception) -> ValueError:
+    return ValueError(
+        f"the results are none of an evaluation ({type(error).__name__}: {error}); evaluate the "
+        "run again to replace results.json"
+    )
+
+
+def _rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, value in results.items():
         if not isinstance(value, Mapping):
@@ -116,8 +144,7 @@ def results_table(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def notes(results: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before comparing the figures."""
+def _notes(results: Mapping[str, Any]) -> list[str]:
     found = []
     if results.get("is_proper") is False:
         found.append(

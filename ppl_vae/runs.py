@@ -1,7 +1,8 @@
 """A run, loaded: executes nothing that it brings along."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,25 +123,58 @@ def load_run(
             f"the run in {directory.path} has no checkpoint '{which}' yet; train it further"
             + (", or load the last one" if which == "best" else "")
         )
-    place, dtype = resolve_device(device), _dtype(tree["data"]["dtype"])
-    example = torch.zeros(2, *tree["data"]["shape"], dtype=dtype, device=place)
-    built = factories[0](tree["data"]["shape"]) if model is None else model
-    if isinstance(built, torch.nn.Module):
-        built = built.to(example)
-    paired = factories[1](built) if guide is None else guide
-    if hasattr(paired, "setup"):
-        rest = tree["data"]["rest"]
-        paired.setup(
-            example,
-            *(torch.zeros(2, *v["shape"], dtype=_dtype(v["dtype"])).to(place) for v in rest),
-        )
-    if hasattr(built, "bind"):
-        built.bind(paired)
+    example, rest, step = _examples(directory, tree, resolve_device(device))
+    with _making(directory, "model"):
+        built = factories[0](tree["data"]["shape"]) if model is None else model
+        if isinstance(built, torch.nn.Module):
+            built = built.to(example)
+    with _making(directory, "guide"):
+        paired = factories[1](built) if guide is None else guide
+        if hasattr(paired, "setup"):
+            paired.setup(example, *rest)
+        if hasattr(built, "bind"):
+            built.bind(paired)
     for name, program in (("model", built), ("guide", paired)):
         if isinstance(program, torch.nn.Module):
+            if name not in tree:
+                raise CheckpointError(f"the checkpoint in {directory.path} holds no {name}")
             restore(program, tree[name], name)
-            program.to(place).eval()
-    return Run(directory, config, built, paired, tree["progress"]["step"], example[:1])
+            program.to(example.device).eval()
+    return Run(directory, config, built, paired, step, example[:1])
+
+
+def _examples(
+    directory: RunDirectory, tree: dict[str, Any], place: torch.device
+) -> tuple[torch.Tensor, list[torch.Tensor], int]:
+    """Zeros `[2, ...]` like the data and what comes with them, and the step of a checkpoint."""
+    try:
+        about = tree["data"]
+        shape, dtype = about["shape"], _dtype(about["dtype"])
+        example = torch.zeros(2, *shape, dtype=dtype, device=place)
+        rest = [
+            torch.zeros(2, *v["shape"], dtype=_dtype(v["dtype"])).to(place) for v in about["rest"]
+        ]
+        return example, rest, tree["progress"]["step"]
+    except (KeyError, TypeError, RuntimeError, OverflowError) as error:
+        # Its checksums are right: somebody wrote it so.
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"the checkpoint in {directory.path} is none of a run ({type(error).__name__}: "
+            f"{reason}); restore it from a copy"
+        ) from None
+
+
+@contextmanager
+def _making(directory: RunDirectory, name: str) -> Iterator[None]:
+    """A context in which a config's words are made an object, and may turn out to be wrong."""
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError, ArithmeticError,
+            MemoryError) as error:  # fmt: skip
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{directory.config_path}: the {name} cannot be made ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def restore(module: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str) -> None:
@@ -151,7 +185,7 @@ def restore(module: torch.nn.Module, state: Mapping[str, torch.Tensor], name: st
     """
     try:
         module.load_state_dict(dict(state))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"the checkpoint's {name} does not fit this {name} ({type(module).__name__}): {reason}"
@@ -180,7 +214,7 @@ def _takes_shape(cls: type) -> bool:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
+    dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype):
         raise CheckpointError(f"the checkpoint's floating type is {name!r}, which torch has not")
     return dtype
