@@ -178,8 +178,9 @@ def _list_runs(folder: Path) -> None:
     if not folder.is_dir():
         raise ValueError(f"option --folder: there is no folder {folder}; accepted is one of runs")
     for path in sorted(folder.glob("*/config.yaml")):
-        rows = dict(results_table(RunDirectory(path.parent).results()))
-        print(f"{path.parent}  {'elbo ' + rows['elbo'] if 'elbo' in rows else '-'}")
+        elbo = RunDirectory(path.parent).results().get("elbo")
+        value = elbo.get("value") if isinstance(elbo, dict) else None
+        print(f"{path.parent}  {f'elbo {value:.2f}' if isinstance(value, float) else '-'}")
 
 
 def _load(chosen: dict[str, Any]) -> Run:

@@ -228,7 +228,8 @@ def fit(
                     # Here, for who does not compile need not wait for torch's compiler.
                     from ppl_vae.compiling import compile_loop
 
-                    course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
+                    with course.explaining():
+                        course.steps = compile_loop(loop, num_steps, asked_for=compile is True)
                 while not course.is_over:
                     course.advance()
                     asked = interruption.requested

@@ -184,7 +184,10 @@ def _train(replicas: Sequence[Replica], plan: Plan, interruption: Interruption) 
         while not (replica.is_over or interruption.requested) and replica.course.loop.step < last:
             replica.advance()
     going = [replica for replica in replicas if not replica.is_over]
-    together = _together(going, plan) if going and not interruption.requested else None
+    together = None
+    if going and not interruption.requested:
+        with going[0].course.explaining(len(going)):
+            together = _together(going, plan)
     while any(not replica.is_over for replica in replicas):
         if interruption.requested:
             raise interruption.requested(_leave(replicas, together))

@@ -1,6 +1,7 @@
 """Wrong input by the thousand: exit code 2 and one sentence that names what was given, every time.
 
-How many is set by PPL_VAE_BAD_INPUTS (in process) and PPL_VAE_BAD_COMMANDS (through `python -m`).
+How many is set by PPL_VAE_BAD_INPUTS (in process) and PPL_VAE_BAD_COMMANDS (through `python -m`),
+and which of the latter by PPL_VAE_BAD_SEED.
 """
 
 import collections
@@ -21,6 +22,7 @@ from ppl_vae.cli import main
 
 NUM_INPUTS = int(os.environ.get("PPL_VAE_BAD_INPUTS", "150"))
 NUM_COMMANDS = int(os.environ.get("PPL_VAE_BAD_COMMANDS", "200"))
+SEED = int(os.environ.get("PPL_VAE_BAD_SEED", "2"))
 LIMIT = 60  # seconds, of one
 RAW = ("Traceback", "usage:", "<class", "Parser key", "Namespace(", "[Errno", " object at 0x")
 
@@ -127,8 +129,8 @@ def test_the_campaign_can_fail(made, tmp_path, capsys, monkeypatch):
 def test_bad_input_through_the_real_command(made, tmp_path):
     drawn = []
 
-    @seed(2)
-    @settings(max_examples=NUM_COMMANDS, deadline=None, database=None,
+    @seed(SEED)
+    @settings(max_examples=NUM_COMMANDS + 10, deadline=None, database=None,
               suppress_health_check=list(HealthCheck))  # fmt: skip
     @given(st.one_of([kind() for kind in KINDS]))
     def collect(bad):
@@ -150,7 +152,7 @@ def test_bad_input_through_the_real_command(made, tmp_path):
         if what := complaint(bad, done.returncode, out, err):
             failures.append((bad.kind, what, bad.words, err[-600:]))
         shutil.rmtree(folder)
-    print(f"{len(drawn)} bad command lines")
+    print(f"{len(drawn)} bad command lines, {len(failures)} failures")
     assert failures == [], "\n".join(map(str, failures))
 
 
