@@ -68,7 +68,7 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(
-                f"out is {str(self.path)!r}, which cannot be written to ({reason}); accepted is a "
+                f"out is {self.path}, which cannot be written to ({reason}); accepted is a "
                 "folder that can be made or written to"
             ) from None
 

@@ -32,6 +32,8 @@ _TYPES = {
 _REFUSALS = (
     (r"No module named '([\w.]+)'", "cannot be imported: there is no module {}"),
     (r"module '([\w.]+)' has no attribute", "is not there: the module {} has no such name"),
+    # Of what the user's module holds, a number for one.
+    (r"denied by the '(builtins)' entry", "is no class"),
     (r"denied by the '([\w.]+)' entry", "is not imported, as nothing of {} is"),
     (
         r"function that returns <class '(?:[\w.]*\.)?(\w+)'>",
