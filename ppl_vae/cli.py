@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.directory import RunDirectory
 from ppl_vae.guides.cards import CARDS
 from ppl_vae.interruption import Terminated, termination
-from ppl_vae.memory import OutOfMemoryError
+from ppl_vae.memory import OutOfMemoryError, is_out_of_memory, is_uncountable
 from ppl_vae.options import make_options
 from ppl_vae.ranks import LostRankError, launched_rank
 from ppl_vae.results import choose, evaluate_run, notes, results_table
@@ -62,7 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A lost rank is an OSError as well, but no fault of the user.
     except (NonFiniteError, OutOfMemoryError, LostRankError) as error:
         return _fail(str(error), 1)
-    except _USER_ERRORS as error:
+    except (*_USER_ERRORS, MemoryError, RuntimeError, OverflowError) as error:
+        if is_uncountable(error) or is_out_of_memory(error):
+            return _fail(_too_large(words), 2)
+        if not isinstance(error, _USER_ERRORS):
+            raise
         return _fail(_said(error), 2)
     except Terminated as error:
         return _fail(_stopped("terminated", str(error), words), _TERMINATED)
@@ -212,6 +217,16 @@ def _said(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{str(error.filename)!r}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _too_large(words: Sequence[str]) -> str:
+    """For what takes more memory than there is, or can be, outside of the steps of a training."""
+    large = [word for word in words if re.search(r"\d{7}", word)]
+    given = f", as {', '.join(large)} may be" if large else ""
+    return (
+        f"{words[0]}: what is asked for takes more memory than there is{given}; accepted are "
+        "smaller networks, fewer data or particles at once"
+    )
 
 
 def _stopped(how: str, where: str, words: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Load", "OutOfMemoryError", "allocated", "explaining", "fitting", "is_out_of_memory"]
+__all__ = ["Load", "OutOfMemoryError", "allocated", "explaining", "fitting", "is_out_of_memory",
+           "is_uncountable"]  # fmt: skip
 
 # Of what is free; the rest is lost between the pieces.
 _SHARE = 0.9
@@ -20,6 +21,14 @@ _UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 _WORDS = re.compile(
     r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED|"
     r"Cannot allocate memory",
+    re.IGNORECASE,
+)
+
+
+# Sizes that torch and Python cannot even count.
+_UNCOUNTABLE = re.compile(
+    r"Overflow when unpacking|calculation overflowed|int too (big|large) to convert|"
+    r"multiplication overflow|exceeds? the (maximum|limit)",
     re.IGNORECASE,
 )
 
@@ -50,6 +59,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and bool(_WORDS.search(str(error)))
+
+
+def is_uncountable(error: BaseException) -> bool:
+    """Whether an error is that a size is beyond what a computer counts to."""
+    return bool(_UNCOUNTABLE.search(str(error)))
 
 
 def fitting(load: Load, needed: float, free: float) -> tuple[int, int]:

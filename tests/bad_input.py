@@ -128,6 +128,26 @@ def unknown_classes(draw):
     return Bad("unknown class", (*TRAIN, f"--{option}", name), (word,))
 
 
+@st.composite
+def too_large(draw):
+    # From 10 PB on, and on to what no computer counts to.
+    number = draw(st.one_of(st.integers(10**16, 10**18), st.integers(10**19, 10**60)))
+    line = draw(
+        st.sampled_from([
+            (*TRAIN, f"--model.latent_dim={number}"),
+            (*TRAIN, f"--model.hidden=[{number}]"),
+            (*TRAIN, f"--guide.hidden=[8, {number}]"),
+            (*TRAIN, f"--model=VAE(latent_dim={number})"),
+            (*TRAIN, f"--batch_size={number}"),
+            (*TRAIN, f"--seed={number * 10**4}"),
+            ("sample", "run", f"--num={number}"),
+            ("evaluate", "run", f"--num_data={number}"),
+            ("evaluate", "run", f"--seed={number * 10**4}"),
+        ])
+    )  # fmt: skip
+    return Bad("too large", line, (str(number), "batch_size", "num_data", "seed"))
+
+
 STRANGERS = ["os.system", "subprocess.Popen", "builtins.eval", "torch.nn.Linear", "shutil.rmtree",
              "torch.optim.os.system", "pathlib.Path", "ppl_vae.cli.main", "torch.load",
              "ppl_vae.config.importlib.import_module", "pyro.infer.elbo.ELBO"]  # fmt: skip
@@ -370,8 +390,8 @@ def damaged_configs(draw):
     return Bad("damaged config", line, ("config", "run"), {"any": damage})
 
 
-KINDS = (unknown_options, no_integers, out_of_range, unknown_classes, strangers, broken_configs,
-         bad_paths, bad_data, bad_calls, bad_commands, bad_grids, damaged_runs,
+KINDS = (unknown_options, no_integers, out_of_range, too_large, unknown_classes, strangers,
+         broken_configs, bad_paths, bad_data, bad_calls, bad_commands, bad_grids, damaged_runs,
          damaged_configs)  # fmt: skip
 
 

@@ -125,6 +125,21 @@ def test_the_campaign_can_fail(made, tmp_path, capsys, monkeypatch):
     assert "KeyError" in complaint(good, *answer(good, capsys))
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate run --num_particles 10000000000000000000000000",
+     "train --data data.npz --out new --estimator.num_particles 10000000000000000000000000"],
+)  # fmt: skip
+def test_sizes_that_nothing_counts_to(made, tmp_path, capsys, monkeypatch, words):
+    torch.set_default_dtype(torch.float32)
+    begin(made, tmp_path / "place", Bad("", (), ()))
+    monkeypatch.chdir(tmp_path / "place")
+    bad = Bad("too large", tuple(words.split()), ("10000000000000000000000000",))
+    code, out, err = answer(bad, capsys)
+    # What torch says of a missing CUDA runtime, when it is asked to compile, is in front.
+    assert complaint(bad, code, out, err[err.index("ppl-vae: ") :]) == ""
+
+
 @pytest.mark.slow
 def test_bad_input_through_the_real_command(made, tmp_path):
     drawn = []
