@@ -17,7 +17,7 @@ import torch
 from ppl_vae.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 NUM_KILLS = int(os.environ.get("PPL_VAE_KILLS", "200"))
-NUM_DAMAGES = int(os.environ.get("PPL_VAE_DAMAGES", "200"))
+NUM_DAMAGES = int(os.environ.get("PPL_VAE_DAMAGES", "210"))
 
 SAVER = """
 import os, sys
