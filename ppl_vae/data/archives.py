@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["read_npy", "read_npz"]
+__all__ = ["map_npy", "read_npy", "read_npz"]
 
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, SyntaxError)
 
@@ -49,8 +49,22 @@ def read_npy(path: Path) -> np.ndarray:
     return array
 
 
+def map_npy(path: Path) -> np.memmap:
+    """The array of a `.npy` file, left on the disk; raises as `read_npz` does.
+
+    The file must not change while the array is in use: what is cut off below it kills the process.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is an archive of several arrays; name it .npz")
+    except _DAMAGE as error:
+        raise _unreadable(path, error, None) from error
+    return array
+
+
 def _unreadable(path: Path, error: Exception, key: str | None) -> ValueError:
-    if "Object arrays" in str(error):
+    if "Object arrays" in str(error) or "Python objects" in str(error):
         which = f"the array {key!r}" if key else "the array"
         return ValueError(
             f"{path}: {which} holds Python objects, which only pickle could read, and pickle is "

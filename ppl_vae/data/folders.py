@@ -11,7 +11,7 @@ from ppl_vae.data.splits import SPLIT_NAMES, Splits
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIXES", "load_folder"]
+__all__ = ["SUFFIXES", "image_files", "load_folder"]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -35,7 +35,7 @@ def load_folder(folder: Path) -> Splits:
             different sizes, more than 8 bits, or a damaged file; the message names it.
     """
     children = {child.name for child in _subfolders(folder)}
-    has_splits = "train" in children and children <= {*SPLIT_NAMES} and not _images(folder)
+    has_splits = "train" in children and children <= {*SPLIT_NAMES} and not image_files(folder)
     parts = {name: folder / name for name in SPLIT_NAMES if name in children}
     parts = parts if has_splits else {"train": folder}
     listed = {split: _listed(part) for split, part in parts.items()}
@@ -59,7 +59,8 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(c for c in folder.iterdir() if c.is_dir() and not c.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The images in the folder itself, by name."""
     return sorted(
         child
         for child in folder.iterdir()
@@ -69,9 +70,9 @@ def _images(folder: Path) -> list[Path]:
 
 def _listed(folder: Path) -> list[tuple[Path, str | None]]:
     """Image paths with the names of their classes, `None` where there are no classes."""
-    here: list[tuple[Path, str | None]] = [(path, None) for path in _images(folder)]
+    here: list[tuple[Path, str | None]] = [(path, None) for path in image_files(folder)]
     inside: list[tuple[Path, str | None]] = [
-        (path, child.name) for child in _subfolders(folder) for path in _images(child)
+        (path, child.name) for child in _subfolders(folder) for path in image_files(child)
     ]
     if here and inside:
         raise ValueError(
