@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ppl_vae.data.rows import Rows
 from ppl_vae.data.splits import SPLIT_NAMES, Splits
 
 __all__ = ["BINARIZATION_SEED", "binarize"]
@@ -27,6 +28,7 @@ def binarize(
     `"fixed"` draws every split once (as Salakhutdinov and Murray, 2008, did for MNIST).
     `"dynamic"` draws `valid` and `test` once, the same as under `"fixed"`, and leaves `train` grey
     for `Splits.draw` to binarize anew at every step (as Burda et al., 2016).
+    `Rows` on a disk can only be binarized dynamically; their range is checked as they are read.
     A likelihood under the one is not comparable with one under the other.
 
     Args:
@@ -55,7 +57,10 @@ def binarize(
             f"{splits.name}: already binarized ({splits.binarize!r}), so binarize={how!r} comes "
             "too late; start from the grey values"
         )
-    for split in SPLIT_NAMES:
+    on_disk = isinstance(splits.train, Rows)
+    if on_disk and how == "fixed":
+        return replace(splits, binarize=how)  # Which says why not.
+    for split in SPLIT_NAMES[on_disk:]:
         _check_range(splits.name, split, getattr(splits, split))
     drawn = {
         split: _draw_once(getattr(splits, split), (seed, index))

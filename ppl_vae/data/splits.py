@@ -1,4 +1,4 @@
-"""`Splits`: the train, valid and test tensors of a data set, checked once when they are made.
+"""`Splits`: the train, valid and test data of a data set, checked once when they are made.
 
 Shapes: N data in a split, F factors, `*data_shape` one datum.
 """
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+
+from ppl_vae.data.rows import Rows
 
 __all__ = ["SPLIT_NAMES", "Splits"]
 
@@ -19,7 +21,7 @@ class Splits:
 
     Args:
         train: `[N, *data_shape]`, floating, finite, not empty. `load` gives float32, in [0, 1] for
-            images.
+            images. Or `Rows` on a disk, which are checked as they are read.
         valid: The same trailing shape and dtype; may be empty, and is so when left out.
         test: As `valid`.
         labels: By split name; int64 `[N]` for classes, `[N, F]` for factor values. Splits without
@@ -29,7 +31,7 @@ class Splits:
         name: What messages call the data.
         binarize: How grey values became binary: `None` not at all (the values are used as they
             are), `"fixed"` once for all splits, `"dynamic"` anew at every `draw` from the grey
-            `train`, with `valid` and `test` binarized once.
+            `train`, with `valid` and `test` binarized once. `Rows` cannot be `"fixed"`.
 
     Raises:
         ValueError: A tensor is empty, not floating, not finite or of another shape or dtype than
@@ -41,7 +43,7 @@ class Splits:
         ((1, 8, 8), 100, 0)
     """
 
-    train: torch.Tensor
+    train: torch.Tensor | Rows
     valid: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     test: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     labels: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -51,14 +53,16 @@ class Splits:
 
     def __post_init__(self) -> None:
         """Fills in empty splits and checks the rest."""
-        self._check_tensor("train", self.train)
-        if self.train.numel() == 0:
+        if not isinstance(self.train, Rows):
+            self._check_tensor("train", self.train)
+        if self.train.shape.numel() == 0:
             shape = list(self.train.shape)
             raise ValueError(f"{self.name}: train is empty, its shape is {shape}")
         for split in ("valid", "test"):
             x = getattr(self, split)
             if isinstance(x, torch.Tensor) and x.shape == (0,):
-                object.__setattr__(self, split, self.train[:0])
+                empty = x.new_empty((0, *self.train.shape[1:]), dtype=self.train.dtype)
+                object.__setattr__(self, split, empty)
             self._check_tensor(split, getattr(self, split))
             self._check_like_train(split, getattr(self, split))
         self._check_binarization()
@@ -116,8 +120,15 @@ class Splits:
             )
         if self.binarize is None:
             return
+        if isinstance(self.train, Rows) and self.binarize == "fixed":
+            raise ValueError(
+                f"{self.name}: binarize='fixed' would have to draw all rows on the disk; accepted "
+                "are None and 'dynamic', which draws those of a minibatch"
+            )
         for split in SPLIT_NAMES:
             x = getattr(self, split)
+            if isinstance(x, Rows):
+                continue
             grey = split == "train" and self.binarize == "dynamic"
             if not (((x >= 0) & (x <= 1)) if grey else ((x == 0) | (x == 1))).all():
                 raise ValueError(
