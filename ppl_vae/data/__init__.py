@@ -1,4 +1,4 @@
-"""Data sets by name or by path, as three fixed splits of float tensors.
+"""Data sets by name or by path, as three fixed splits of float tensors, or read from the disk.
 
 >>> from ppl_vae.data import load
 >>> splits = load("digits", binarize="dynamic")
@@ -9,9 +9,25 @@ Every file here reads one kind of source and hands back a `Splits`; `load` only 
 """
 
 from ppl_vae.data.binarization import binarize
+from ppl_vae.data.held_out import split_rows
 from ppl_vae.data.loading import DESCRIPTIONS, NAMES, load
+from ppl_vae.data.order import Blocks
 from ppl_vae.data.rendering import render_sprites
+from ppl_vae.data.rows import Rows
+from ppl_vae.data.shards import Shards
 from ppl_vae.data.splits import Splits
 from ppl_vae.data.sprites import SPRITE_GRID
 
-__all__ = ["DESCRIPTIONS", "NAMES", "SPRITE_GRID", "Splits", "binarize", "load", "render_sprites"]
+__all__ = [
+    "DESCRIPTIONS",
+    "NAMES",
+    "SPRITE_GRID",
+    "Blocks",
+    "Rows",
+    "Shards",
+    "Splits",
+    "binarize",
+    "load",
+    "render_sprites",
+    "split_rows",
+]
