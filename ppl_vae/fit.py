@@ -131,7 +131,8 @@ def fit(
     Args:
         model: p(x, z), any Pyro program `model(x, ...)` that samples in `pyro.plate("data")`.
         guide: q(z | x), any Pyro program of the same arguments.
-        data: A tensor `[N, *data_shape]`, `Splits`, or a torch `Dataset` or `DataLoader` (whose own
+        data: A tensor `[N, *data_shape]`, `Splits`, `ppl_vae.data.Shards` on a disk (all rows, as
+            `split_rows` has not held any out), or a torch `Dataset` or `DataLoader` (whose own
             generator is seeded anew each epoch). Of items that are tuples `(x, ...)` the programs
             get as many entries as the model takes. A latent outside the data plate counts once a
             minibatch, unless the plate is told the number of all data and subsamples.
@@ -218,7 +219,8 @@ def fit(
             out if writes else None, described, resume=resume, tensorboard=tensorboard
         )
         bar = Progress(num_steps, progress if writes else False)
-        with closing(recorder), closing(bar), Interruption() as interruption:
+        stream = loop.prepared.stream
+        with closing(stream), closing(recorder), closing(bar), Interruption() as interruption:
             recorder.begin(loop)
             with among(ranks, loop):
                 course = Course(loop, recorder, bar, plan)

@@ -114,7 +114,7 @@ def prepare(
             f"the model takes {len(first)} arguments, and validation data are x alone; leave valid "
             "out, and evaluate after the fit"
         )
-    if not isinstance(data, Splits | Tensor):
+    if not stream.is_resident:
         _check_values(model, x, "the first minibatch")
     if len(first) > 1 and hasattr(model, "check_labels"):
         # Of data that are made as they are asked for, only the first minibatch can be seen.
@@ -188,12 +188,18 @@ def resolve_device(device: str | torch.device) -> torch.device:
 def resident(
     model: Callable, data: TrainingData, valid: Tensor | None, device: torch.device
 ) -> tuple[TrainingData, Tensor | None]:
-    """Tensors and splits on the device, in the model's floating type; validation data likewise."""
+    """Tensors and splits on the device, in the model's floating type; validation data likewise.
+
+    Rows on a disk stay there.
+    """
     if isinstance(data, Splits):
         if valid is None and len(data.valid) > 0:
             valid = data.valid
-        train = _cast(model, data.train, device)
-        data = replace(data, train=train, valid=train[:0], test=train[:0], labels={})
+        train = data.train
+        if isinstance(train, Tensor):
+            train = _cast(model, train, device)
+        none = torch.empty(0, device=device)
+        data = replace(data, train=train, valid=none, test=none, labels={})
     elif isinstance(data, Tensor):
         data = _cast(model, data, device)
     return data, None if valid is None else _cast(model, valid, device)

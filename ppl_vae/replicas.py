@@ -165,6 +165,7 @@ def fit_replicas(
             replica = Replica()
             with replica.awake():
                 loop = p.begin(*pair, data)
+                closers.enter_context(closing(loop.prepared.stream))
                 path = None if out is None else Path(out) / f"{number:02d}"
                 recorder = Recorder(path, about, resume=resume, tensorboard=tensorboard)
                 closers.enter_context(closing(recorder))

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae import page, plots
-from ppl_vae.data import Splits
+from ppl_vae.data import Rows, Splits
+from ppl_vae.data.rows import some_rows
 from ppl_vae.evaluate import (
     active_units,
     aggregate_posterior,
@@ -189,6 +190,8 @@ def _two_dimensions(z: Tensor, site: str) -> tuple[Tensor, tuple[str, str], str]
 def _shown(run: Run, data: Splits, split: str) -> tuple[Tensor, Tensor | None]:
     name = split if len(getattr(data, split)) else "train"
     x, labels = getattr(data, name), data.labels.get(name)
+    if isinstance(x, Rows):
+        x = some_rows(x, min(len(x), _MAX_POINTS), seed=0)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_MAX_POINTS]
     x, labels = x[order], None if labels is None else labels[order]
     return run.like(data.draw(x) if name == "train" else x), labels

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.data import Splits
+from ppl_vae.data import Rows, Splits
+from ppl_vae.data.rows import some_rows
 from ppl_vae.evaluate import (
     Estimate,
     active_units,
@@ -170,7 +171,7 @@ def choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
     """Data of a split, `[num_data, *data_shape]`: all, or drawn at random by `seed`.
 
     Raises:
-        ValueError: An unknown or empty split, or `num_data` beyond it.
+        ValueError: An unknown or empty split, `num_data` beyond it, or all of what lies on a disk.
     """
     if split not in ("train", "valid", "test"):
         raise ValueError(f"split is {split!r}; accepted are train, valid, test")
@@ -179,10 +180,17 @@ def choose(data: Splits, split: str, num_data: int | None, seed: int) -> Tensor:
         raise ValueError(f"the split '{split}' of {data.name} is empty; name another with --split")
     check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    if split == "train" and data.binarize == "dynamic":
-        x = torch.bernoulli(x, generator=generator)
     if num_data is not None and not 1 <= num_data <= len(x):
         raise ValueError(f"num_data is {num_data}; accepted are 1 to {len(x)}, the size of {split}")
+    if isinstance(x, Rows):
+        if num_data is None:
+            raise ValueError(
+                f"the split '{split}' of {data.name} has {len(x)} rows on a disk, which are not "
+                "evaluated all; say how many with num_data (--num_data)"
+            )
+        x = some_rows(x, num_data, seed)
+    if split == "train" and data.binarize == "dynamic":
+        x = torch.bernoulli(x, generator=generator)
     if num_data in (None, len(x)):
         return x
     # Drawn, not the first ones: a split may be sorted by label.
