@@ -133,9 +133,11 @@ def fit(
         guide: q(z | x), any Pyro program of the same arguments.
         data: A tensor `[N, *data_shape]`, `Splits`, `ppl_vae.data.Shards` on a disk (all rows, as
             `split_rows` has not held any out), or a torch `Dataset` or `DataLoader` (whose own
-            generator is seeded anew each epoch). Of items that are tuples `(x, ...)` the programs
-            get as many entries as the model takes. A latent outside the data plate counts once a
-            minibatch, unless the plate is told the number of all data and subsamples.
+            generator is seeded anew each epoch), or of Hugging Face a `datasets.Dataset` or
+            `IterableDataset` with one column of images or arrays. Of items that are tuples
+            `(x, ...)` the programs get as many entries as the model takes. A latent outside the
+            data plate counts once a minibatch, unless the plate is told the number of all data and
+            subsamples.
         estimator: A `pyro.infer.ELBO`, of ours or Pyro's own; `Trace_ELBO()` if not given.
         schedule: From the step's number, counted from 0, to the weight on the latent terms;
             `Constant(1.0)` if not given.

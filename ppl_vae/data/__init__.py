@@ -10,6 +10,7 @@ Every file here reads one kind of source and hands back a `Splits`; `load` only 
 
 from ppl_vae.data.binarization import binarize
 from ppl_vae.data.held_out import split_rows
+from ppl_vae.data.huggingface import HuggingFaceRows
 from ppl_vae.data.loading import DESCRIPTIONS, NAMES, load
 from ppl_vae.data.order import Blocks
 from ppl_vae.data.rendering import render_sprites
@@ -23,6 +24,7 @@ __all__ = [
     "NAMES",
     "SPRITE_GRID",
     "Blocks",
+    "HuggingFaceRows",
     "Rows",
     "Shards",
     "Splits",

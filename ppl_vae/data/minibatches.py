@@ -5,7 +5,9 @@ from collections.abc import Sized
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ppl_vae.data.huggingface import HuggingFaceRows, is_hugging_face
 from ppl_vae.data.indexed import FromDataset, FromTensor
+from ppl_vae.data.iterables import FromIterable
 from ppl_vae.data.loaders import FromLoader
 from ppl_vae.data.reading import FromRows
 from ppl_vae.data.rows import Rows
@@ -23,7 +25,8 @@ def minibatches(data: TrainingData, batch_size: int | None, seed: int) -> Miniba
     Args:
         data: A tensor `[N, *data_shape]`, `Splits` (the training split), `Rows` on a disk, a
             `Dataset` with a length, or a `DataLoader`, which keeps its own rules of batching. Items
-            that are tuples are `(x, *args)`.
+            that are tuples are `(x, *args)`. Of Hugging Face, a `datasets.Dataset`, or an
+            `IterableDataset`, whose own order is kept.
         batch_size: B; `min(128, N)` if not given. Not for a `DataLoader`.
         seed: Of the permutations.
 
@@ -38,6 +41,10 @@ def minibatches(data: TrainingData, batch_size: int | None, seed: int) -> Miniba
                 f"({data.batch_size}); leave batch_size out"
             )
         return FromLoader(data, seed)
+    if is_hugging_face(data, "IterableDataset"):
+        return FromIterable(data, batch_size)
+    if is_hugging_face(data, "Dataset"):
+        data = HuggingFaceRows(data)
     splits = data if isinstance(data, Splits) else None
     x = data if splits is None else splits.train
     if isinstance(x, Tensor | Rows):
@@ -54,7 +61,7 @@ def minibatches(data: TrainingData, batch_size: int | None, seed: int) -> Miniba
         return FromDataset(data, batch_size, seed)
     raise TypeError(
         f"data are {type(data).__name__}; accepted are a Tensor, ppl_vae.data.Splits, a torch "
-        "Dataset or DataLoader"
+        "Dataset or DataLoader, and Hugging Face's datasets.Dataset or IterableDataset"
     )
 
 

@@ -102,7 +102,7 @@ def _read(rows: Rows, splits: Splits | None, index: np.ndarray) -> Tensor:
     x = rows.take(index)
     if splits is not None and splits.binarize == "dynamic" and not ((x >= 0) & (x <= 1)).all():
         raise ValueError(
-            f"{rows.name}: train has values from {x.min().item():g} to {x.max().item():g}, but only "
-            "values in [0, 1] can be binarized; rescale them, or leave binarize=None"
+            f"{rows.name}: train has values from {x.min().item():g} to {x.max().item():g}, but "
+            "only values in [0, 1] can be binarized; rescale them, or leave binarize=None"
         )
     return x
