@@ -32,7 +32,10 @@ def catalogue(kind: str) -> dict[str, str]:
         ValueError: It is none of them.
     """
     if kind == "data":
-        return {**data.DESCRIPTIONS, "<path>": "your own .npz, .npy or folder of images"}
+        return {
+            **data.DESCRIPTIONS,
+            "<path>": "your own .npz, .npy, folder of .npy shards or folder of images",
+        }
     if kind not in _BASES:
         raise ValueError(f"there are no {kind!r} to list; accepted are {', '.join(KINDS)}")
     package, base = _BASES[kind]

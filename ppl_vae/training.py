@@ -60,7 +60,8 @@ def train(
     """Trains a model and a guide, evaluates them, and writes the run with its report.
 
     Args:
-        data: A name (see `ppl-vae list data`), or a path to a .npz, .npy or folder of images.
+        data: A name (see `ppl-vae list data`), or a path to a .npz, a .npy, a folder of
+            .npy shards or a folder of images. What is large stays on the disk.
         root: Where named data lie; $PPL_VAE_DATA or a cache folder if not given.
         binarize: Make grey data binary: once (fixed) or anew at every step (dynamic).
         model: p(x, z); see `ppl-vae list models`.
