@@ -64,6 +64,7 @@ class Shards(Rows):
         torch.Size([30, 1, 8, 8])
         >>> (shards[25][0, 0, 0] * 255).item()
         100.0
+        >>> folder.cleanup()
     """
 
     def __init__(
