@@ -10,7 +10,8 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
-from ppl_vae.data.minibatches import DEFAULT_BATCH_SIZE, TrainingData
+from ppl_vae.data.indexed import DEFAULT_BATCH_SIZE
+from ppl_vae.data.minibatches import TrainingData
 from ppl_vae.estimators import Estimator
 from ppl_vae.estimators.base import forgetting
 from ppl_vae.estimators.term_modifier import TermModifier

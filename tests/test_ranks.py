@@ -237,7 +237,10 @@ def test_two_ranks_learn_as_much_as_one_process(two):
 def test_what_ranks_cannot_share_is_refused(two):
     for found in two[0]:
         loader, size, outside = found["messages"].values()
-        assert loader.startswith("the data are a DataLoader") and "give its dataset" in loader
+        assert (
+            loader.startswith("the data are a DataLoader")
+            and "give a dataset with a length" in loader
+        )
         assert "batch_size is 5" in size and "multiple of their number, 2" in size
         assert "'shift' lies outside the plate 'data'" in outside and "subsample=x" in outside
 

@@ -15,9 +15,9 @@ from ppl_vae.data.order import Shuffle
 from ppl_vae.data.splits import Splits
 from ppl_vae.data.streams import Minibatches, as_tuple, mixed
 
-__all__ = ["FromDataset", "FromTensor", "Indexed", "drawn"]
+__all__ = ["DEFAULT_BATCH_SIZE", "FromDataset", "FromTensor", "Indexed", "drawn"]
 
-_DEFAULT_BATCH_SIZE = 128
+DEFAULT_BATCH_SIZE = 128
 
 
 class Indexed(Minibatches):
@@ -31,7 +31,7 @@ class Indexed(Minibatches):
     def __init__(self, num_data: int, batch_size: int | None) -> None:
         super().__init__()
         if batch_size is None:
-            batch_size = min(_DEFAULT_BATCH_SIZE, num_data)
+            batch_size = min(DEFAULT_BATCH_SIZE, num_data)
         if not 1 <= batch_size <= num_data:
             raise ValueError(
                 f"batch_size is {batch_size}; accepted are 1 to {num_data}, the number of training "

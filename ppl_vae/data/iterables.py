@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.data.huggingface import Column
+from ppl_vae.data.indexed import DEFAULT_BATCH_SIZE
 from ppl_vae.data.prefetch import Prefetch
 from ppl_vae.data.streams import Minibatches
 
@@ -36,7 +37,7 @@ class FromIterable(Minibatches):
 
     def __init__(self, table: Any, batch_size: int | None) -> None:
         super().__init__()
-        self.batch_size = 128 if batch_size is None else batch_size
+        self.batch_size = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; accepted is an integer >= 1")
         self._column = Column(table.features, None)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ppl_vae.data.minibatches import Minibatches
+from ppl_vae.data.streams import Minibatches
 from ppl_vae.ranks import Ranks
 
 __all__ = ["Parts"]
@@ -28,8 +28,8 @@ class Parts(Minibatches):
         size = stream.batch_size
         if size is None or type(stream).next_index is Minibatches.next_index:
             raise ValueError(
-                "the data are a DataLoader, whose batches cannot be shared among ranks; give its "
-                "dataset"
+                "the data are a DataLoader or an iterable, which come in an order of their own and "
+                "cannot be shared among ranks; give a dataset with a length"
             )
         if size % ranks.num:
             raise ValueError(
@@ -64,3 +64,7 @@ class Parts(Minibatches):
     def seek(self, epoch: int, position: int) -> None:
         """Goes on from where a stream with this `epoch` and `position` stood."""
         self._stream.seek(epoch, position)
+
+    def close(self) -> None:
+        """As `Minibatches.close`."""
+        self._stream.close()
