@@ -182,7 +182,20 @@ def _add_compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("--num_data", type=int | None,
                         help="Data to evaluate on, drawn at random; all if not given.")  # fmt: skip
     parser.add_argument("--num_workers", type=int, default=1,
-                        help="Cells at once, each in a process of one thread.")  # fmt: skip
+                        help="Cells at once, each in a process of one thread; of --engine "
+                        "local.")  # fmt: skip
+    parser.add_argument("--engine", type=Literal["local", "ray"], default="local",
+                        help="What runs the cells; ray needs ppl_vae[ray].")  # fmt: skip
+    parser.add_argument("--address", type=str | None,
+                        help="Of a Ray cluster, auto for this machine's; one of its own, if not "
+                        "given.")  # fmt: skip
+    parser.add_argument("--num_cpus", type=float | None,
+                        help="Cores of a cell on Ray, 1 if not given.")  # fmt: skip
+    parser.add_argument("--num_gpus", type=float | None,
+                        help="GPUs of a cell on Ray, 0 if not given, 0.25 a fourth.")  # fmt: skip
+    parser.add_argument("--num_retries", type=int | None,
+                        help="How often Ray begins a cell again that is lost; 3 if not "
+                        "given.")  # fmt: skip
     parser.add_argument("--at", type=list[str], default=[],
                         help="Runs at which to compare estimators, without training.")  # fmt: skip
     parser.add_argument("--num_draws", type=int, default=200,

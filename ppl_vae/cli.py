@@ -134,10 +134,25 @@ def _compare(chosen: dict[str, Any]) -> None:
         return
     cells = [Cell(labels, options) for labels, options in chosen.pop("cells")]
     num_workers, baseline, out = (chosen.pop(key) for key in ("num_workers", "baseline", "out"))
+    engine = _engine(chosen)
     found = compare_cells(
-        cells, out, Evaluation(**chosen), baseline=baseline, num_workers=num_workers
+        cells, out, Evaluation(**chosen), baseline=baseline, num_workers=num_workers, engine=engine
     )
     print(f"{as_text(table_of(found))}\n\npage  {Path(out) / 'index.html'}")
+
+
+def _engine(chosen: dict[str, Any]) -> Any:
+    """What is asked for by `--engine`; none for this machine's processes. Takes its options."""
+    name = chosen.pop("engine")
+    of_ray = ("address", "num_cpus", "num_gpus", "num_retries")
+    options = {key: value for key in of_ray if (value := chosen.pop(key)) is not None}
+    if name == "ray":
+        from ppl_vae.laboratory.on_ray import Ray
+
+        return Ray(**options)
+    if options:
+        raise ValueError(f"--{next(iter(options))} is of --engine ray; the engine is {name}")
+    return None
 
 
 def _compare_at(runs: Sequence[str], num_draws: int, chosen: dict[str, Any]) -> None:

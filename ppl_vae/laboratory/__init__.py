@@ -3,6 +3,7 @@
 from ppl_vae.laboratory.cells import Evaluation, Record
 from ppl_vae.laboratory.compare import compare, compare_cells
 from ppl_vae.laboratory.comparison import Comparison, Row
+from ppl_vae.laboratory.engine import Engine, Local
 from ppl_vae.laboratory.grid import Cell, expand, label_of
 from ppl_vae.laboratory.point import Contender, PointComparison, compare_at
 from ppl_vae.laboratory.rendering import Table, as_latex, as_markdown, as_text
@@ -13,7 +14,9 @@ __all__ = [
     "Cell",
     "Comparison",
     "Contender",
+    "Engine",
     "Evaluation",
+    "Local",
     "Paired",
     "PointComparison",
     "Record",

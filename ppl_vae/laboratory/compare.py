@@ -16,7 +16,7 @@ from ppl_vae.interruption import termination
 from ppl_vae.laboratory import figures
 from ppl_vae.laboratory.cells import Evaluation, Measure, Record, read_record
 from ppl_vae.laboratory.comparison import Comparison, metrics_of
-from ppl_vae.laboratory.engine import run_all
+from ppl_vae.laboratory.engine import Engine, Local
 from ppl_vae.laboratory.grid import Cell, expand
 from ppl_vae.laboratory.rendering import as_latex, as_markdown
 from ppl_vae.laboratory.tables import as_csv, table_of
@@ -42,6 +42,7 @@ def compare(
     num_data: int | None = None,
     measures: Sequence[Measure] = (),
     num_workers: int = 1,
+    engine: Engine | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """Trains every cell of a grid, and compares what comes out, with errors over seeds.
@@ -74,6 +75,8 @@ def compare(
             figures by name, numbers or estimates, to be compared like the others; of a module that
             can be imported, where there are several workers.
         num_workers: How many processes; each with one thread, where there are several.
+        engine: What runs the cells: processes of this machine if not given, which alone have
+            `num_workers`; or `ppl_vae.laboratory.on_ray.Ray(...)`, with the same results.
         progress: Show a bar; on a terminal, if not given.
 
     Raises:
@@ -98,8 +101,9 @@ def compare(
     chosen = _baseline(cells, baseline or {})
     evaluation = Evaluation(split, num_particles, num_data, measures=tuple(measures))
     return compare_cells(
-        cells, out, evaluation, baseline=chosen, num_workers=num_workers, progress=progress
-    )
+        cells, out, evaluation, baseline=chosen, num_workers=num_workers, engine=engine,
+        progress=progress,
+    )  # fmt: skip
 
 
 def compare_cells(
@@ -109,11 +113,17 @@ def compare_cells(
     *,
     baseline: Mapping[str, str] | None = None,
     num_workers: int = 1,
+    engine: Engine | None = None,
     progress: bool | None = None,
 ) -> Comparison:
     """As `compare`, of cells that are made already, all of the same axes."""
-    if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers}; accepted is >= 1")
+    if engine is None:
+        engine = Local(num_workers)
+    elif num_workers != 1:
+        raise ValueError(
+            f"num_workers is {num_workers}, which is of this machine's processes; accepted beside "
+            f"the engine {type(engine).__name__} is 1"
+        )
     if baseline is not None:
         baseline = _baseline(cells, baseline)
     out = Path(out)
@@ -133,7 +143,7 @@ def compare_cells(
 
     with closing(Lock(out)), termination():
         try:
-            with bar, closing(run_all(cells, folder, evaluation, num_workers)) as ended:
+            with bar, closing(engine.run(cells, folder, evaluation)) as ended:
                 for index, record in ended:
                     records[index] = record
                     bar.update()
