@@ -98,7 +98,8 @@ def picture(found: Comparison, folder: Path) -> Figure:
         ax.set_xlabel(title)
     axes[0][1].set_title("test images")
     axes[0][2].set_title("KL of z2, validation images, nats")
-    axes[-1][2].legend(fontsize=7)
+    axes[-1][2].legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25),
+                       handlelength=1, columnspacing=1)  # fmt: skip
     legend(figure, {"one level's z": COLORS["z"], "z1": COLORS["z1"], "z2": COLORS["z2"]},
            loc="outside lower left", ncols=3)  # fmt: skip
     return figure
