@@ -24,7 +24,6 @@ from ppl_vae.writing import (
     confined,
     file_name,
     write_text,
-    writing,
 )
 
 __all__ = ["RunDirectory", "Which"]
@@ -154,13 +153,6 @@ class RunDirectory:
     def figure_path(self, name: str) -> Path:
         """Where the figure of this name is to be written; a name of sites may hold anything."""
         return confined(self.path / "figures" / f"{file_name(name)}.png", self.path)
-
-    def folder(self, name: str) -> Path:
-        """A folder of its own, made."""
-        path = confined(self.path / name / "any", self.path).parent
-        with writing(path):
-            path.mkdir(exist_ok=True)
-        return path
 
     def _folder(self, which: Which) -> Path:
         return self.path / {"last": "checkpoint", "best": "best"}[which]

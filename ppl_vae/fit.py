@@ -22,6 +22,7 @@ from ppl_vae.diagnosis import NonFiniteError
 from ppl_vae.estimators import Trace_ELBO
 from ppl_vae.handlers import Weight
 from ppl_vae.interruption import Interruption
+from ppl_vae.loggers import Logger
 from ppl_vae.optimizers import LRSchedule, OptimizerFactory
 from ppl_vae.plan import Plan, among, own_globals
 from ppl_vae.progress import Progress
@@ -118,6 +119,7 @@ def fit(
     eval_every: int = 500,
     checkpoint_every: int = 1000,
     tensorboard: bool | None = None,
+    loggers: Sequence[Logger] = (),
     progress: bool | None = None,
     config: Mapping[str, Any] | None = None,
     ranks: Ranks | None = None,
@@ -171,6 +173,9 @@ def fit(
         eval_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
         tensorboard: Write TensorBoard events into `out`; where installed, if not given.
+        loggers: Where the lines of metrics go besides: `ppl_vae.loggers.WeightsAndBiases()`,
+            `MLflow()`, or any object with the three methods of `Logger`. One that fails on the way
+            is left out with a warning.
         progress: Show a bar; on a terminal, if not given.
         config: Entries of `config.yaml` that say more than `fit` can see, such as the data's name.
         ranks: The processes that train together, of which this is one; each calls `fit` alike.
@@ -218,8 +223,9 @@ def fit(
         loop = plan.begin(model, guide, data, ranks)
         writes = ranks is None or ranks.is_first
         recorder = Recorder(
-            out if writes else None, described, resume=resume, tensorboard=tensorboard
-        )
+            out if writes else None, described, resume=resume, tensorboard=tensorboard,
+            loggers=loggers if writes else (),
+        )  # fmt: skip
         bar = Progress(num_steps, progress if writes else False)
         stream = loop.prepared.stream
         with closing(stream), closing(recorder), closing(bar), Interruption() as interruption:

@@ -1,6 +1,6 @@
 """What a training writes: its config, its metrics, its checkpoints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ from ppl_vae.config import ConfigError, describe
 from ppl_vae.data.splits import Splits
 from ppl_vae.directory import RunDirectory
 from ppl_vae.locking import Lock
-from ppl_vae.loggers import TensorBoard
+from ppl_vae.loggers import Logger, Loggers, TensorBoard
 from ppl_vae.loop import Loop
-from ppl_vae.writing import writing
 
 __all__ = ["Recorder", "run_config"]
 
@@ -27,6 +26,7 @@ class Recorder:
         config: What `config.yaml` is to hold.
         resume: Go on from the checkpoint there.
         tensorboard: Write TensorBoard events; where installed, if none.
+        loggers: Where the lines go besides.
 
     Raises:
         ValueError: There is a run already and `resume` is false, or it was made with other
@@ -40,13 +40,16 @@ class Recorder:
         *,
         resume: bool,
         tensorboard: bool | None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self.lines: list[dict[str, Any]] = []
         self.path = None if out is None else Path(out)
         self._directory = None if out is None else RunDirectory(out)
         self._config, self._resume = dict(config), resume
-        self._wants_board = tensorboard
-        self._board: TensorBoard | None = None
+        wanted = TensorBoard.is_installed() if tensorboard is None else tensorboard
+        if wanted and self.path is not None:
+            loggers = [TensorBoard(), *loggers]
+        self._loggers = Loggers(loggers)
         self._lock: Lock | None = None
         if self._directory is not None:
             self._check(self._directory)
@@ -60,6 +63,7 @@ class Recorder:
             WriteError: The folder cannot be written.
         """
         if self._directory is None:
+            self._loggers.begin(None, self._config, loop.step)
             return
         self._directory.create()
         self._lock = Lock(self._directory.path)
@@ -72,17 +76,14 @@ class Recorder:
         if state is None:
             self._directory.keep_metrics(0)
             self.save(loop)
-        if self._wants_board or (self._wants_board is None and TensorBoard.is_installed()):
-            self._board = TensorBoard(self._directory.folder("tensorboard"), loop.step)
+        self._loggers.begin(self._directory.path, self._config, loop.step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Takes a line of metrics."""
         self.lines.append(line)
         if self._directory is not None:
             self._directory.append_metrics(line)
-        if self._board is not None and self.path is not None:
-            with writing(self.path / "tensorboard"):
-                self._board.write(line)
+        self._loggers.write(line)
 
     def save(self, loop: Loop) -> None:
         """Writes the checkpoint to resume from."""
@@ -97,11 +98,9 @@ class Recorder:
             self._directory.save(loop.best_state(), "best")
 
     def close(self) -> None:
-        """Closes the event files, and gives the folder back."""
+        """Closes what follows the training, and gives the folder back."""
         try:
-            if self._board is not None and self.path is not None:
-                with writing(self.path / "tensorboard"):
-                    self._board.close()
+            self._loggers.close()
         finally:
             if self._lock is not None:
                 self._lock.close()

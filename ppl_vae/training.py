@@ -15,6 +15,7 @@ from ppl_vae.data import load
 from ppl_vae.estimators import Estimator
 from ppl_vae.fit import fit
 from ppl_vae.guides import Guide, MeanFieldGuide
+from ppl_vae.loggers import TRACKERS
 from ppl_vae.models import VAE, Model
 from ppl_vae.preparation import resolve_device
 from ppl_vae.randomness import seed_all, untouched
@@ -53,6 +54,7 @@ def train(
     eval_every: int = 500,
     checkpoint_every: int = 1000,
     tensorboard: bool | None = None,
+    track: Literal["wandb", "mlflow"] | None = None,
     progress: bool | None = None,
     report: bool = True,
     allow: Sequence[str] = (),
@@ -84,6 +86,8 @@ def train(
         eval_every: Steps between validations.
         checkpoint_every: Steps between checkpoints.
         tensorboard: Write TensorBoard events; where installed, if not given.
+        track: Send the metrics to Weights & Biases or MLflow too; their environment variables say
+            where.
         progress: Show a bar; on a terminal, if not given.
         report: Evaluate, and write the report; else only the run.
         allow: Modules whose classes a config may name, besides ppl_vae's.
@@ -113,6 +117,7 @@ def train(
             resume=resume, lr_schedule=lr_schedule, clip_grad_norm=clip_grad_norm, freeze=freeze,
             patience=patience, log_every=log_every, eval_every=eval_every,
             checkpoint_every=checkpoint_every, tensorboard=tensorboard, progress=progress,
+            loggers=() if track is None else [TRACKERS[track]()],
             config={"data": data, "root": root, "binarize": binarize}, ranks=ranks,
         )  # fmt: skip
         if not report or (ranks is not None and not ranks.is_first):
