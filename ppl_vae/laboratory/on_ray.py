@@ -114,6 +114,8 @@ class Ray:
         if self.address is None:
             # It is nobody else's, and reports to nobody.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # Ray's own is 15: its tasks would wait for whatever else runs here.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         try:
             if self.address is not None:
