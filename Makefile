@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-all experiments experiments-smoke lint types clean
+.PHONY: demo test test-slow test-all experiments experiments-smoke docs lint types clean
 
 demo: $(INSTALLED)
 	$(BIN)/ppl-vae train --data digits --out runs/demo-$$(date +%Y-%m-%dT%H-%M-%S)
@@ -27,6 +27,11 @@ experiments-smoke: $(INSTALLED)
 experiments: $(INSTALLED)
 	for run in experiments/*/run.py; do $(BIN)/python $$run || exit 1; done
 
+# Every block of code in the pages is run; what it printed is kept until the library changes.
+docs: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo "pages  build/docs/index.html"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +42,7 @@ types: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev,docs]"
 	touch $(INSTALLED)
 
 clean:

@@ -88,7 +88,7 @@ class FitResult:
         )
 
     def scope(self) -> AbstractContextManager:
-        """The parameter store of the fit, to run plain functions with their trained `pyro.param`s.
+        """The parameter store of the fit: plain functions run in it with what they were trained to.
 
         Modules hold their own parameters and need no scope.
         """

@@ -58,14 +58,16 @@ def load(
     `valid` and `test`: the seeds are part of the data, not of a run, so that two runs are compared
     on the same numbers. To split otherwise, save the splits as `.npz`, or build `Splits`.
 
-    | name | data | shape | train / valid / test |
-    |---|---|---|---|
-    | `digits` | scikit-learn's handwritten digits | (1, 8, 8) | 1,297 / 250 / 250 |
-    | `mnist` | handwritten digits | (1, 28, 28) | 50,000 / 10,000 / 10,000 |
-    | `fashion_mnist` | clothing | (1, 28, 28) | 50,000 / 10,000 / 10,000 |
-    | `binarized_mnist` | the fixed binarization | (1, 28, 28) | 50,000 / 10,000 / 10,000 |
-    | `omniglot` | characters, not Burda's version | (1, 28, 28) | 17,280 / 2,000 / 13,180 |
-    | `sprites` | drawn shapes with their factors | (1, 64, 64) | 20,000 / 2,000 / 2,000 |
+    =================  =================================  ===========  ========================
+    name               data                               shape        train / valid / test
+    =================  =================================  ===========  ========================
+    `digits`           scikit-learn's handwritten digits  (1, 8, 8)    1,297 / 250 / 250
+    `mnist`            handwritten digits                 (1, 28, 28)  50,000 / 10,000 / 10,000
+    `fashion_mnist`    clothing                           (1, 28, 28)  50,000 / 10,000 / 10,000
+    `binarized_mnist`  the fixed binarization             (1, 28, 28)  50,000 / 10,000 / 10,000
+    `omniglot`         characters, not Burda's version    (1, 28, 28)  17,280 / 2,000 / 13,180
+    `sprites`          drawn shapes with their factors    (1, 64, 64)  20,000 / 2,000 / 2,000
+    =================  =================================  ===========  ========================
 
     Args:
         name_or_path: One of `NAMES`; or the path of a `.npz`, of a `.npy`, of a folder of `.npy`

@@ -1,4 +1,4 @@
-"""Estimators: from a model and a guide to a number to climb. All are `pyro.infer.ELBO`s."""
+"""Estimators: from a model and a guide to a number to climb. Each is a `pyro.infer.ELBO`."""
 
 from ppl_vae.estimators.base import Estimator
 from ppl_vae.estimators.baselines import Baseline, DecayingAverage, LeaveOneOut

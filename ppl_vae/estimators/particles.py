@@ -108,7 +108,7 @@ class Particles:
         .. math:: \sum_k a_k \nabla_\theta \log p(x, z_k)
             + b_k \nabla_z \log w_k \, \nabla_\phi z_k
 
-        For particles of `ForkedPair`s. A guide's log-density that knows nothing of the aliases
+        For particles of a `ForkedPair`. A guide's log-density that knows nothing of the aliases
         enters with its own derivative and a factor of its own, :math:`- c_k \nabla \log q(z_k)`.
 
         Args:

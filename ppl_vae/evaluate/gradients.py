@@ -67,8 +67,8 @@ def gradient_signal(
 
     for independent gradients g with mean :math:`\mu` and covariance C, at parameters and data that
     stay what they are; so this is the noise of the guide's draws, not that of minibatches. SNR and
-    |mu| are corrected for the noise of the mean itself, which without signal would make an SNR of
-    :math:`1 / \sqrt n`; see `GroupSignal` for each figure and its error.
+    :math:`|\mu|` are corrected for the noise of the mean itself, which without signal would make an
+    SNR of :math:`1 / \sqrt n`; see `GroupSignal` for each figure and its error.
 
     Draw i starts from a seed that depends on `seed` and i alone. Two estimators that use their
     random numbers alike (those of the same K and M do) then see the same samples, which makes

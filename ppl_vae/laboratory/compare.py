@@ -60,7 +60,7 @@ def compare(
 
     Args:
         axes: For each name of an option of `train` its values, or labels and values: classes,
-            instances, `functools.partial`s, plain data. A name with dots is an argument of an
+            instances, `functools.partial`, plain data. A name with dots is an argument of an
             object in the base, `guide.hidden`. A user's own class is written as its import path,
             and needs its module in `allow`. An axis of a name that is no option sets several:
             `{"levels": {"one": {"model": VAE, "guide": MeanFieldGuide}, "two": {...}}}`.

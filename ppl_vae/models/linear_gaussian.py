@@ -136,7 +136,7 @@ class HierarchicalLinearGaussian(_LinearGaussian):
     Sites: `z2`, `[B, D2]`; `z1`, `[B, D1]`; `x`, `[B, X]`; in the plate `data`.
 
     Args:
-        loadings: :math:`(W_1, W_2)`, `[X, D1]` and `[D1, D2]`, `nn.Parameter`s to be learned.
+        loadings: :math:`(W_1, W_2)`, `[X, D1]` and `[D1, D2]`; `nn.Parameter` to learn them.
         scales: :math:`(s_1, s_x)`, numbers.
 
     Raises:

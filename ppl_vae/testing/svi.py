@@ -27,7 +27,7 @@ def check_svi(
 ) -> None:
     """Checks that one step of plain `pyro.infer.SVI` moves every parameter that Pyro sees.
 
-    Those are the parameters of `PyroModule`s, and `pyro.param`s.
+    Those are what `PyroModule` holds, and what `pyro.param` makes.
 
     Args:
         model: The model.
