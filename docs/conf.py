@@ -6,6 +6,11 @@ import sys
 from hashlib import blake2b
 from pathlib import Path
 
+from sphinx.util.inspect import signature as get_signature
+from sphinx.util.inspect import stringify_signature
+
+from ppl_vae.configurable import Configurable
+
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
 
@@ -67,7 +72,7 @@ os.environ |= {
     "MATPLOTLIBRC": str(HERE / "matplotlibrc"),
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "extend")]),
-    "COLUMNS": "100",
+    "COLUMNS": "84",
     "IPYTHONDIR": str(HERE.parent / "build" / "ipython"),
 }
 logging.getLogger("traitlets").setLevel(logging.WARNING)
@@ -92,7 +97,16 @@ def public_bases(app, name, obj, options, bases):
     bases[:] = [base for base in shown if base is not object]
 
 
+def constructor_signature(app, what, name, obj, options, signature, returned):
+    """A class that keeps its arguments is called as its `__init__`, not as its `__new__`."""
+    if what != "class" or not issubclass(obj, Configurable) or obj.__init__ is object.__init__:
+        return signature, returned
+    found = get_signature(obj.__init__, bound_method=True)
+    return stringify_signature(found, unqualified_typehints=True), None
+
+
 def setup(app):
     """Sphinx calls it."""
     app.connect("builder-inited", write_kernel_settings)
+    app.connect("autodoc-process-signature", constructor_signature)
     app.connect("autodoc-process-bases", public_bases)
