@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "train a grid of runs, and compare them with error bars over seeds",
     "sample": "draw from a run's model; writes samples.npz and figures/samples.png",
     "report": "redraw a run's figures and report.html",
+    "cite": "print the BibTeX of what a run used",
     "list": "what there is to choose from, and the runs that there are",
 }
 """Each subcommand with what it does."""
@@ -135,6 +136,8 @@ def _parser_of(command: str) -> ArgumentParser:
         parser.add_argument("--folder", type=str, default="runs", help="Where the runs lie.")
     elif command == "compare":
         _add_compare_options(parser)
+    elif command == "cite":
+        parser.add_argument("run", type=str, help="The run's folder.")
     elif command in COMMANDS:
         _add_run_options(parser, with_data=command != "sample")
     if command == "evaluate":

@@ -125,6 +125,12 @@ def _report(chosen: dict[str, Any]) -> None:
     print(f"report  {page}")
 
 
+def _cite(chosen: dict[str, Any]) -> None:
+    from ppl_vae.citations import cite
+
+    print(cite(RunDirectory(chosen["run"]).config()))
+
+
 def _compare(chosen: dict[str, Any]) -> None:
     from ppl_vae.laboratory import Cell, Evaluation, as_text, compare_cells, table_of
 
@@ -258,4 +264,4 @@ def _fail(message: str, code: int) -> int:
 
 
 _COMMANDS = {"train": _train, "evaluate": _evaluate, "sample": _sample, "report": _report,
-             "compare": _compare, "list": _list}  # fmt: skip
+             "compare": _compare, "cite": _cite, "list": _list}  # fmt: skip

@@ -8,6 +8,7 @@ import torch
 import zoo
 
 from ppl_vae import evaluate
+from ppl_vae.arguments import COMMANDS
 from ppl_vae.catalogue import KINDS, catalogue
 from ppl_vae.guides import cards
 from ppl_vae.guides.cards import CARDS
@@ -71,9 +72,8 @@ def test_every_evaluation_has_its_line():
 
 
 def test_every_command_is_one_that_there_is():
-    commands = {"train", "evaluate", "compare", "sample", "report", "list"}
     named = re.findall(r"^ppl-vae (\w+)", "\n".join(blocks("sh")), re.MULTILINE)
-    assert set(named) == commands
+    assert set(named) == set(COMMANDS)
     makefile = (README.parent / "Makefile").read_text()
     for target in re.findall(r"^make (\w[\w-]*)", "\n".join(blocks("sh")), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
