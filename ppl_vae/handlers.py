@@ -39,7 +39,7 @@ def scale_latents(weight: Weight) -> "ScaleLatentsMessenger":
     starts there), and it takes one weight for each site.
 
     Args:
-        weight: A number or a 0-dim tensor, finite and not negative, for every latent site; or a
+        weight: A number or a tensor `[]`, finite and not negative, for every latent site; or a
             mapping from site names to such weights (a site that is not named keeps weight 1).
 
     Raises:
@@ -68,6 +68,12 @@ class ScaleLatentsMessenger(Messenger):
 
     It leaves the weight in the site's `infer` dictionary, so that an estimator can tell it from a
     plate's N/B and from a user's own `poutine.scale` (`weight_of`, `same_scale`).
+
+    Args:
+        weight: As `scale_latents`.
+
+    Raises:
+        ValueError: As `scale_latents`.
     """
 
     def __init__(self, weight: Weight) -> None:
@@ -122,7 +128,7 @@ class _Borrowing(Messenger):
 
 
 def weight_of(site: dict) -> float | torch.Tensor:
-    """The KL weight that `scale_latents` put on a trace's site; 1.0 outside of it."""
+    """The KL weight that `scale_latents` put on a trace's site, a number or `[]`; 1.0 outside."""
     return math.prod(site["infer"].get(_KEY, {}).values())  # type: ignore[arg-type]
 
 
@@ -136,6 +142,10 @@ def same_scale(site: dict, other: dict) -> bool:
 
     No tensor's value is looked at: where a scale is one, the KL weights must be the same objects,
     and what they multiply equal numbers.
+
+    Args:
+        site: Of a trace.
+        other: Of the same trace, or of the guide's.
     """
     scales = [site["scale"], other["scale"]]
     if any(isinstance(scale, torch.Tensor) for scale in scales):
@@ -148,7 +158,11 @@ def same_scale(site: dict, other: dict) -> bool:
 
 
 def weighted(weight: Weight) -> AbstractContextManager:
-    """`scale_latents(weight)`, or nothing at all where the weight is exactly 1."""
+    """`scale_latents(weight)`, or nothing at all where the weight is exactly 1.
+
+    Args:
+        weight: Numbers or tensors `[]`, as `scale_latents` takes them.
+    """
     unit = isinstance(weight, Real) and weight == 1
     return nullcontext() if unit else scale_latents(weight)
 

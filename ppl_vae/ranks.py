@@ -145,7 +145,11 @@ def launched_rank() -> int | None:
 
 
 def own_device(device: str) -> str:
-    """Where this process trains: of several on CUDA each has the GPU of its own number."""
+    """Where this process trains: of several on CUDA each has the GPU of its own number.
+
+    Args:
+        device: What was asked for; returned as it is where there is nothing to choose.
+    """
     if launched_rank() is None or device not in ("auto", "cuda") or not torch.cuda.is_available():
         return device
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"

@@ -109,9 +109,9 @@ def fit_replicas(
         config: As for `fit`; the same for all.
 
     Returns:
-        What `fit` returns, for each. A replica that becomes NaN or infinite ends, the others go on,
-        and `failure` of its result says what `fit` would raise. `seconds` in the metrics are those
-        of all.
+        What `fit` returns, for each; metrics in nats per datum. A replica that becomes NaN or
+        infinite ends, the others go on, and `failure` of its result says what `fit` would raise.
+        `seconds` in the metrics are those of all.
 
     Raises:
         ValueError: As `fit`; or the numbers of pairs, seeds, schedules, optimizers differ.

@@ -36,6 +36,12 @@ class TraceCapacity_ELBO(TermModifier):  # noqa: N801 (Pyro's style)
 
     References:
         Burgess et al. (2018), Understanding disentangling in beta-VAE.
+
+    Example:
+        >>> model = ppl_vae.models.VAE((784,))
+        >>> elbo = TraceCapacity_ELBO(gamma=10.0)(model, ppl_vae.guides.MeanFieldGuide(model))
+        >>> elbo(torch.rand(3, 784).round()).shape
+        torch.Size([])
     """
 
     is_bound = False

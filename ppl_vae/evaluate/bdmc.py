@@ -81,7 +81,8 @@ def bdmc(
     Args:
         model: The model; its latents must be continuous, in the data plate, and what it observes
             must be its argument.
-        x_like: As many data as wanted, in the shape, type and device wanted; values are not used.
+        x_like: As many data as wanted, `[N, *data_shape]`, in the type and on the device wanted;
+            values are not used.
         guide: As in `ais`.
         num_steps: As in `ais`.
         num_chains: As in `ais`, in each direction.

@@ -70,7 +70,8 @@ def bracket(
         model: The model; its latents must lie in the data plate, and what it observes must be its
             argument.
         guide: The guide; it must have a density at any z.
-        x_like: As many data as wanted, in the shape, type and device wanted; values are not used.
+        x_like: As many data as wanted, `[N, *data_shape]`, in the type and on the device wanted;
+            values are not used.
         num_particles: K.
         seed: Of the draws.
 

@@ -153,7 +153,8 @@ def calibration(
         model: The model; its latents must lie in the data plate, and what it observes must be its
             argument.
         guide: The guide.
-        x_like: As many data as wanted, in the shape, type and device wanted; values are not used.
+        x_like: As many data as wanted, `[N, *data_shape]`, in the type and on the device wanted;
+            values are not used.
         num_draws: L; with 99 the ranks fall into 20 bins evenly.
         seed: Of the draws.
         chunk_size: How many draws times data are held at once: the bound on memory.

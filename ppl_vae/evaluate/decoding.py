@@ -23,7 +23,17 @@ __all__ = ["decode", "reconstruct", "sample_prior", "traverse"]
 
 
 def reconstruct(model: Callable, guide: Callable, x: Tensor, *, seed: int = 0) -> Tensor:
-    """The mean of p(x | z) at one draw z of the guide, `[N, *data_shape]`."""
+    """The mean of p(x | z) at one draw z of the guide, `[N, *data_shape]`.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        x: Data, `[N, *data_shape]`.
+        seed: Of the draw; the global random stream is left alone.
+
+    Raises:
+        ValueError: The pair does not fit, or the model observes nothing of the name "x".
+    """
     with untouched(seed), torch.no_grad():
         trace = trace_pair(model, guide, (x,), {}).model_trace
         return _mean(data_site(trace, x)["fn"])

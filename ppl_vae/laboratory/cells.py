@@ -31,6 +31,10 @@ class Evaluation:
     """On what finished cells are evaluated; see `ppl_vae.results.evaluate_run`.
 
     Attributes:
+        split: `"train"`, `"valid"` or `"test"`.
+        num_particles: K of log p(x).
+        num_data: How many data, drawn at random; all if none.
+        seed: Of what is drawn.
         measures: What gives further figures, of the run and its data. Where cells run in other
             processes, functions of a module, which these can import.
     """

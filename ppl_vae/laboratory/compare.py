@@ -116,7 +116,23 @@ def compare_cells(
     engine: Engine | None = None,
     progress: bool | None = None,
 ) -> Comparison:
-    """As `compare`, of cells that are made already, all of the same axes."""
+    """As `compare`, of cells that are made already, all of the same axes.
+
+    Args:
+        cells: What is to be trained.
+        out: The folder.
+        evaluation: On what to evaluate.
+        baseline: As `compare`.
+        num_workers: As `compare`.
+        engine: As `compare`.
+        progress: As `compare`.
+
+    Raises:
+        ValueError: `num_workers` is below 1, or not 1 beside an engine.
+        LockedError: As `compare`.
+        WriteError: As `compare`.
+        KeyboardInterrupt: As `compare`.
+    """
     if engine is None:
         engine = Local(num_workers)
     elif num_workers != 1:

@@ -24,7 +24,11 @@ class Table(NamedTuple):
 
 
 def as_text(table: Table) -> str:
-    """For a terminal: columns under each other."""
+    """For a terminal: columns under each other.
+
+    Args:
+        table: Headings and rows of text.
+    """
     lines = [table.headings, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     texts = []

@@ -33,7 +33,11 @@ class Paired:
 
 
 def mean_of(values: Sequence[float]) -> Estimate:
-    r"""Mean and standard error :math:`\operatorname{sd} / \sqrt n` of those that are numbers."""
+    r"""Mean and standard error :math:`\operatorname{sd} / \sqrt n` of those that are numbers.
+
+    Args:
+        values: One for each repeat; nan where there is none.
+    """
     found = np.array([value for value in values if not math.isnan(value)], dtype=float)
     if len(found) == 0:
         return Estimate(math.nan, math.nan)
@@ -46,6 +50,10 @@ def paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> Paired:
 
     The repeats of two ways must have as much in common as can be (a seed gives the same initial
     parameters, permutations and noise where the ways allow it): what they share cancels.
+
+    Args:
+        ours: The metric of each repeat, by its name.
+        theirs: That of the baseline.
     """
     common = [name for name in ours if name in theirs]
     found = np.array([ours[name] - theirs[name] for name in common], dtype=float)
@@ -65,6 +73,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     .. math:: \tilde p_{(i)} = \max_{j \le i} \min(1, (m - j + 1)\, p_{(j)})
 
     of m tests in rising order; nan stays nan, and does not count.
+
+    Args:
+        p_values: One for each test.
 
     References:
         Holm (1979), A simple sequentially rejective multiple test procedure.

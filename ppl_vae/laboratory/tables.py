@@ -41,7 +41,11 @@ def table_of(comparison: Comparison, metrics: Sequence[str] | None = None) -> Ta
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Every cell, one a line: axes, status, metrics, error."""
+    """Every cell, one a line: axes, status, metrics, error.
+
+    Args:
+        comparison: The grid.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*comparison.axes, "status", *comparison.metrics, "error"])

@@ -72,7 +72,11 @@ def reconstructions(x: ArrayLike, x_mean: ArrayLike, num: int = 10) -> Figure:
 
 @look()
 def samples(x: ArrayLike, num: int = 64) -> Figure:
-    """A square grid of samples from the prior, `[N, *shape]`, the first `num`; points all.
+    """A square grid of samples from the prior, the first `num`; points all.
+
+    Args:
+        x: samples `[N, *shape]`.
+        num: how many to draw.
 
     Raises:
         ValueError: there is no sample.

@@ -34,7 +34,7 @@ def check_unbiased(
 
     Args:
         factory: `factory(num_particles=K, vectorize_particles=...)` makes an estimator.
-        reference: `reference(model, guide, x)`, a 0-dim tensor whose gradient is the true one, of
+        reference: `reference(model, guide, x)`, a tensor `[]` whose gradient is the true one, of
             the loss, summed over the data. If not given, minus the ELBO in closed form, which is
             right for every estimator whose bound is the ELBO, whatever K.
         pair: Model, guide and data, for which a reference is then needed. If not given, a
