@@ -62,7 +62,7 @@ _sources = sorted((HERE.parent / "ppl_vae").rglob("*.py"))
 _digest = blake2b(b"".join(path.read_bytes() for path in _sources), digest_size=8).hexdigest()
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "blocks" / _digest)
-nb_execution_timeout = 300
+nb_execution_timeout = 1800
 nb_execution_raise_on_error = True
 nb_output_stderr = "error"
 nb_merge_streams = True
