@@ -73,6 +73,8 @@ os.environ |= {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE / "extend")]),
     "COLUMNS": "84",
+    # A bar for notebooks, which Pyro asks for and no page shows.
+    "PYTHONWARNINGS": "ignore:IProgress not found",
     "IPYTHONDIR": str(HERE.parent / "build" / "ipython"),
 }
 logging.getLogger("traitlets").setLevel(logging.WARNING)
