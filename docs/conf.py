@@ -58,7 +58,8 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!ppl_vae\.).*|ppl_vae\.course\.Course")]
 myst_enable_extensions = ["amsmath", "attrs_inline", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # What a block printed is kept under the text of all that it ran on, so that no page is stale.
-_sources = sorted((HERE.parent / "ppl_vae").rglob("*.py"))
+_sources = [*sorted((HERE.parent / "ppl_vae").rglob("*.py")), *sorted(HERE.glob("extend/*.py")),
+            HERE / "conf.py", HERE / "matplotlibrc"]  # fmt: skip
 _digest = blake2b(b"".join(path.read_bytes() for path in _sources), digest_size=8).hexdigest()
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(HERE.parent / "build" / "blocks" / _digest)
@@ -86,6 +87,7 @@ def write_kernel_settings(app):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ipython_kernel_config.py").write_text(
         "c = get_config()\nc.IPKernelApp.log_level = 40\nc.HistoryManager.enabled = False\n"
+        "c.IPKernelApp.matplotlib = 'inline'\n"
         "c.InlineBackend.print_figure_kwargs = {'bbox_inches': None}\n"
     )
 

@@ -11,7 +11,7 @@ from sphinx.util.nodes import make_refnode
 
 # What a single word may mean; methods and attributes have too many namesakes.
 _KINDS = ("class", "function", "exception")
-_NAME = re.compile(r"([A-Za-z_][\w.]*)(\(\))?")
+_NAME = re.compile(r"([A-Za-z_][\w.]*)(\(.*\))?")
 _NOT_INSIDE = (nodes.reference, nodes.title, addnodes.pending_xref, addnodes.desc_signature)
 
 
@@ -38,7 +38,7 @@ class LinkedNames(SphinxPostTransform):
         if not full:
             full = [
                 o for o, entry in objects.items()
-                if o.endswith(f".{name}") and entry.objtype in _KINDS
+                if o.endswith(f".{name}") and entry.objtype in _KINDS and not entry.aliased
             ]  # fmt: skip
         if len(full) != 1:
             return None
