@@ -6,11 +6,6 @@ import sys
 from hashlib import blake2b
 from pathlib import Path
 
-from sphinx.util.inspect import signature as get_signature
-from sphinx.util.inspect import stringify_signature
-
-from ppl_vae.configurable import Configurable
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "extensions"))
 
@@ -25,6 +20,7 @@ extensions = [
     "sphinx_copybutton",
     "linked_names",
     "results_pages",
+    "shown_classes",
 ]
 exclude_patterns = ["extend"]
 nitpicky = True
@@ -92,25 +88,6 @@ def write_kernel_settings(app):
     )
 
 
-def public_bases(app, name, obj, options, bases):
-    """Shows, of a base without a page, what is public of its own bases."""
-    shown = []
-    for base in bases:
-        private = base.__module__.startswith("ppl_vae") and base.__name__.startswith("_")
-        shown += base.__bases__ if private else [base]
-    bases[:] = [base for base in shown if base is not object]
-
-
-def constructor_signature(app, what, name, obj, options, signature, returned):
-    """A class that keeps its arguments is called as its `__init__`, not as its `__new__`."""
-    if what != "class" or not issubclass(obj, Configurable) or obj.__init__ is object.__init__:
-        return signature, returned
-    found = get_signature(obj.__init__, bound_method=True)
-    return stringify_signature(found, unqualified_typehints=True), None
-
-
 def setup(app):
     """Sphinx calls it."""
     app.connect("builder-inited", write_kernel_settings)
-    app.connect("autodoc-process-signature", constructor_signature)
-    app.connect("autodoc-process-bases", public_bases)
