@@ -30,7 +30,7 @@ class MLflow:
     def begin(self, folder: Path | None, config: Mapping[str, Any], step: int) -> None:
         """As `Logger.begin`."""
         check_installed(find_spec("mlflow") is not None, "MLflow", "mlflow")
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]
 
         # A client of our own: the user's active run is not ours to end.
         self._client = mlflow.MlflowClient()
@@ -49,7 +49,7 @@ class MLflow:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """As `Logger.write`."""
-        import mlflow.entities
+        import mlflow.entities  # pyright: ignore[reportMissingImports]
 
         metrics = [
             mlflow.entities.Metric(name, value, int(1000 * line.get("seconds", 0)), line["step"])

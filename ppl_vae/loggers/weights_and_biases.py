@@ -26,7 +26,7 @@ class WeightsAndBiases:
     def begin(self, folder: Path | None, config: Mapping[str, Any], step: int) -> None:
         """As `Logger.begin`."""
         check_installed(find_spec("wandb") is not None, "Weights & Biases", "wandb")
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         name = None if folder is None else folder.resolve().name
         self._run = wandb.init(
