@@ -7,6 +7,8 @@ from typing import Any
 from sphinx.application import Sphinx
 
 _LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)\s]+)(?=\))")
+# From one experiment's folder to another's.
+_NEXT_DOOR = re.compile(r"\.\./(\w+)/?")
 _INDEX = """# Results
 
 Every table and figure here is read from `experiments/` when the pages are built: the question, the
@@ -36,8 +38,18 @@ def write_pages(app: Sphinx) -> None:
         title = text.partition("\n")[0].removeprefix("# ")
         rows.append(f"| [{name}]({name}.md) | {title} | {'yes' if is_run else 'not yet'} |")
         names.append(name)
-        _write(folder / f"{name}.md", _LINK.sub(rf"../../experiments/{name}/\1", text))
+        _write(folder / f"{name}.md", _linked(text, name))
     _write(folder / "index.md", _INDEX.format(rows="\n".join(rows), names="\n".join(names)))
+
+
+def _linked(text: str, name: str) -> str:
+    """Links of a README as they lead from its page: to files of its folder, and to other pages."""
+
+    def placed(found: re.Match[str]) -> str:
+        page = _NEXT_DOOR.fullmatch(found[0])
+        return f"{page[1]}.md" if page else f"../../experiments/{name}/{found[0]}"
+
+    return _LINK.sub(placed, text)
 
 
 def _write(path: Path, text: str) -> None:
