@@ -479,6 +479,8 @@ def test_help_of_a_class(ppl_vae_):
 
 def test_python_m(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["ppl_vae", "list", "guides"])
+    # A test that walks through all modules may have imported it.
+    monkeypatch.delitem(sys.modules, "ppl_vae.__main__", raising=False)
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("ppl_vae", run_name="__main__")
     assert stop.value.code == 0
