@@ -56,7 +56,7 @@ def settings(smoke: bool) -> dict[str, dict[str, Any]]:
                            "latent_dim": 4, "hidden": [16], "binarize": None}}  # fmt: skip
     sizes = {"betas": BETAS, "seeds": [0, 1, 2], "latent_dim": 10}
     return {
-        "sprites": {**sizes, "steps": 4000, "batch": 64, "hidden": [400], "binarize": None},
+        "sprites": {**sizes, "steps": 3000, "batch": 64, "hidden": [400], "binarize": None},
         "mnist": {**sizes, "steps": 6000, "batch": 128, "hidden": [400], "binarize": "dynamic"},
     }
 
