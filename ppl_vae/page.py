@@ -1,20 +1,24 @@
 """One run as one HTML page that needs nothing but itself.
 
 Figures are data URIs, the style is inline, and the page's own content security policy forbids any
-request. All text is escaped: a title or a class label may hold markup. The same input gives the
-same bytes.
+request, and any script but the page's own, known by its hash. All text is escaped: a title or a
+class label may hold markup. The same input gives the same bytes.
 """
 
+import json
 import math
 import struct
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from ppl_vae.writing import write_text
 
@@ -28,6 +32,7 @@ TEMPLATE = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_SCRIPTS = ("decoder", "chart", "explorer", "main")
 SCALE = 0.72  # pixels of the page per pixel of a figure: text of 8 pt at 150 dpi becomes 12 px
 
 
@@ -39,6 +44,7 @@ class Picture:
         title: its heading, and its text for those who do not see it.
         caption: how to read it, a sentence or two.
         png: the bytes of a PNG file.
+        still: the part of the page, "curves", that takes its place where scripts run.
 
     Raises:
         ValueError: `png` is not a PNG.
@@ -47,6 +53,7 @@ class Picture:
     title: str
     caption: str
     png: bytes
+    still: str = ""
 
     def __post_init__(self) -> None:
         if self.png[:8] != b"\x89PNG\r\n\x1a\n":
@@ -93,6 +100,8 @@ def render(
     pair: Mapping[str, str] | None = None,
     verdict: str = "",
     table: Table | None = None,
+    curves: Mapping[str, Any] | None = None,
+    explorer: Mapping[str, Any] | None = None,
 ) -> str:
     """The page.
 
@@ -107,6 +116,8 @@ def render(
         pair: what was fitted, name to text: model, guide, estimator, schedule, data.
         verdict: one sentence below the title.
         table: one table of text, above the figures.
+        curves: of `interactive.curves`; shown in place of the picture that is its still.
+        explorer: of `interactive.explorer`.
 
     Example:
         >>> html = render(title="a < b", summary={}, config="", results={}, figures=[])
@@ -123,6 +134,10 @@ def render(
         config=config,
         notes=notes,
         table=table and table._replace(rows=[list(map(_minus, row)) for row in table.rows]),
+        curves=curves and _json(curves),
+        explorer=explorer and _json(explorer),
+        explorer_half=bool(explorer and explorer["half"]),
+        script=_script() if curves or explorer else None,
     )
 
 
@@ -131,6 +146,28 @@ def write(path: str | Path, **content: Any) -> Path:
     path = Path(path)
     write_text(path, render(**content))
     return path
+
+
+class Script(NamedTuple):
+    """A script, and what a content security policy calls it."""
+
+    text: Markup
+    name: str
+
+
+@cache
+def _script() -> Script:
+    """The page's only script: its files in one function, so that they share names with no one."""
+    folder = Path(__file__).parent / "templates"
+    files = [(folder / f"{name}.js").read_text() for name in _SCRIPTS]
+    text = '(() => {\n"use strict";\n' + "\n".join(files) + "})();\n"
+    return Script(Markup(text), "sha256-" + b64encode(sha256(text.encode()).digest()).decode())
+
+
+def _json(value: Mapping[str, Any]) -> Markup:
+    """JSON that no HTML parser takes for anything else, whatever its texts hold."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return Markup(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&"}))
 
 
 def _rows(results: Mapping[str, Any], depth: int = 0) -> Iterator[Row]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae import page, plots
+from ppl_vae import interactive, page, plots
 from ppl_vae.data import Rows, Splits
 from ppl_vae.data.rows import some_rows
 from ppl_vae.evaluate import (
@@ -75,8 +75,10 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
     entries = []
     for name, title, caption, figure in pictures:
         path = plots.save(figure, run.directory.figure_path(name))
-        entries.append(page.Picture(title, caption, path.read_bytes()))
+        still = "curves" if name == "learning_curves" else ""
+        entries.append(page.Picture(title, caption, path.read_bytes(), still))
     results = run.directory.results()
+    walk, why_not = _explorer(run, x, labels, data, means, aggregate)
     return page.write(
         run.directory.report_path,
         title=f"{_class(run, 'model')} with {_class(run, 'guide')} on {data.name}",
@@ -86,7 +88,9 @@ def write_report(run: Run, data: Splits, *, split: str = "test", seed: int = 0) 
         config=run.directory.config_path.read_text(),
         results=results,
         figures=entries,
-        notes=notes(results),
+        notes=[*notes(results), *why_not],
+        curves=interactive.curves(run.metrics),
+        explorer=walk,
     )
 
 
@@ -149,8 +153,7 @@ def _of_site(
 ) -> list[tuple]:
     """A site's scatter, and its traversals."""
     points, names, how = _two_dimensions(z, site)
-    color = None if labels is None else labels[:, 0] if labels.dim() == 2 else labels
-    label = data.label_names[0] if labels is not None and data.label_names else ""
+    color, label = _color(labels, data)
     scatter = plots.latent_scatter(points, color, names=names, label_name=label)
     units = z.var(0).argsort(descending=True)[:_NUM_ROWS].tolist() if len(z) > 1 else [0]
     steps = torch.linspace(-3, 3, 9)
@@ -169,6 +172,28 @@ def _of_site(
             figure,
         ),
     ]
+
+
+def _explorer(
+    run: Run,
+    x: Tensor,
+    labels: Tensor | None,
+    data: Splits,
+    means: Mapping[str, Tensor],
+    aggregate: Mapping[str, tuple[Tensor, Tensor]],
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """The latent explorer; or none, and why."""
+    try:
+        color, name = _color(labels, data)
+        return interactive.explorer(run.model, x, means, aggregate, color, name), []
+    except ValueError as error:
+        return None, [f"There is no latent explorer: {error}."]
+
+
+def _color(labels: Tensor | None, data: Splits) -> tuple[Tensor | None, str]:
+    """The labels that points are coloured by, the first of several, and what they are called."""
+    color = None if labels is None else labels[:, 0] if labels.dim() == 2 else labels
+    return color, data.label_names[0] if labels is not None and data.label_names else ""
 
 
 def _two_dimensions(z: Tensor, site: str) -> tuple[Tensor, tuple[str, str], str]:

@@ -19,7 +19,7 @@ from ppl_vae.estimators.sites import samples
 from ppl_vae.evaluate.latents import is_discrete, mean_of, plate_around, posterior_means
 from ppl_vae.randomness import untouched
 
-__all__ = ["decode", "reconstruct", "sample_prior", "traverse"]
+__all__ = ["decode", "decode_units", "decoder_of", "reconstruct", "sample_prior", "traverse"]
 
 
 def reconstruct(model: Callable, guide: Callable, x: Tensor, *, seed: int = 0) -> Tensor:
@@ -130,16 +130,48 @@ def traverse(
         grid[row, :, unit] = rows[row]
     flat = grid.flatten(0, 1)
     like = x.expand(len(flat), *x.shape[1:])
-    return _decode(model, _Fix({site: flat}, flat=True), like).unflatten(0, rows.shape)
+    return decode_units(model, site, flat, like).unflatten(0, rows.shape)
+
+
+def decode_units(model: Callable, site: str, z: Tensor, x_like: Tensor) -> Tensor:
+    """As `decode`, of one site in units, `[N, D]`: events and further plates in order."""
+    return _decode(model, _Fix({site: z}, flat=True), x_like)
+
+
+def decoder_of(model: Callable, site: str, x_like: Tensor) -> Callable[[Tensor], Tensor]:
+    """`decode_units` as a function that looks at no value, and so can be traced.
+
+    Args:
+        model: The model.
+        site: A real-valued latent site in the data plate.
+        x_like: As in `sample_prior`, N data.
+
+    Returns:
+        From `[N, D]` to means of p(x | z), `[N, *data_shape]`: nan where there is no mean.
+    """
+
+    def decoded(z: Tensor) -> Tensor:
+        with torch.no_grad(), _Fix({site: z}, flat=True, center=mean_of):
+            trace = poutine.trace(model).get_trace(x_like)
+        return mean_of(data_site(trace, x_like)["fn"])
+
+    return decoded
 
 
 class _Fix(Messenger):
     """Gives latent sites chosen values, and the centre of their prior where none is chosen."""
 
-    def __init__(self, values: Mapping[str, Tensor], *, flat: bool = False) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        *,
+        flat: bool = False,
+        center: Callable[[Any], Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self.values = values
         self._flat = flat  # `[N, D]`, as `posterior_means` gives them
+        self._center = center or _mean
 
     def _pyro_sample(self, msg: dict) -> None:
         if msg["is_observed"] or type(msg["fn"]).__name__ == "_Subsample":
@@ -147,7 +179,7 @@ class _Fix(Messenger):
         value = self.values.get(msg["name"])
         if value is None:
             # The mean of a discrete site is none of its values: no decoder has seen it.
-            value = _mode(msg["fn"]) if is_discrete(msg["fn"]) else _mean(msg["fn"])
+            value = _mode(msg["fn"]) if is_discrete(msg["fn"]) else self._center(msg["fn"])
         elif self._flat:
             value = _unflattened(value, msg)
         msg["value"] = value

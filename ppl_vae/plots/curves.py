@@ -41,12 +41,12 @@ def learning_curves(metrics: Sequence[Mapping]) -> Figure:
         raise ValueError("learning_curves needs at least one line of metrics, got none")
     train = [line for line in metrics if line.get("split", "train") == "train"]
     valid = [line for line in metrics if line.get("split", "train") != "train"]
-    latent = "kl" if _sites(metrics, "kl") else "log_prior"
-    color = site_colors({*_sites(metrics, latent), *_sites(metrics, "weight")})
+    latent = "kl" if sites_under(metrics, "kl") else "log_prior"
+    color = site_colors({*sites_under(metrics, latent), *sites_under(metrics, "weight")})
     weighted = any(
-        (_series(train, "weight", site)[1] != 1).any() for site in _sites(train, "weight")
+        (series_of(train, "weight", site)[1] != 1).any() for site in sites_under(train, "weight")
     )
-    terms = [latent] * bool(_sites(metrics, latent))
+    terms = [latent] * bool(sites_under(metrics, latent))
     terms += ["reconstruction"] * any("reconstruction" in line for line in metrics)
     rows = [["bound"], terms, ["weight"] * weighted]
     heights = [height for row, height in zip(rows, (2.6, 2.0, 1.2), strict=True) if row]
@@ -62,8 +62,8 @@ def learning_curves(metrics: Sequence[Mapping]) -> Figure:
         _curve(top, train, "bound", label="estimator's bound, training", color=GREY, **thin)
     else:
         _curve(top, train, "loss", -1, label="minus weighted loss", color=GREY, **thin)
-    steps, elbo = _series(valid, "elbo")
-    bound = _series(valid, "bound")[1]
+    steps, elbo = series_of(valid, "elbo")
+    bound = series_of(valid, "bound")[1]
     if bound.shape != elbo.shape or not np.allclose(bound, elbo, rtol=1e-3, equal_nan=True):
         style: dict[str, Any] = {"color": INK, "lw": 1.0, "ls": (0, (4, 2))}
         _curve(top, valid, "bound", label="estimator's bound, validation", **style)
@@ -80,7 +80,7 @@ def learning_curves(metrics: Sequence[Mapping]) -> Figure:
     }
     for key, panel in axes.items():
         if key in (latent, "weight"):
-            for site in _sites(metrics, key):
+            for site in sites_under(metrics, key):
                 style = {"site": site, "color": color.get(site, INK)}
                 _curve(panel, train, key, **style, **(thin if key == latent else {}))
                 _curve(panel, valid, key, **style)
@@ -105,7 +105,7 @@ def learning_curves(metrics: Sequence[Mapping]) -> Figure:
     return figure
 
 
-def _sites(metrics: Sequence[Mapping], key: str) -> list[str]:
+def sites_under(metrics: Sequence[Mapping], key: str) -> list[str]:
     """The sites under `key`, where "" is a number that is not per site."""
     found = set()
     for line in metrics:
@@ -114,7 +114,9 @@ def _sites(metrics: Sequence[Mapping], key: str) -> list[str]:
     return sorted(found)
 
 
-def _series(metrics: Sequence[Mapping], key: str, site: str = "") -> tuple[np.ndarray, np.ndarray]:
+def series_of(
+    metrics: Sequence[Mapping], key: str, site: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of `key` in the lines that have it; null and infinite are NaN."""
     found = []
     for index, line in enumerate(metrics):
@@ -130,7 +132,7 @@ def _series(metrics: Sequence[Mapping], key: str, site: str = "") -> tuple[np.nd
 def _curve(
     axes: Axes, metrics: Sequence[Mapping], key: str, sign: int = 1, site: str = "", **style: Any
 ) -> None:
-    steps, values = _series(metrics, key, site)
+    steps, values = series_of(metrics, key, site)
     if len(steps):
         few = {"marker": "o", "ms": 3} if np.isfinite(values).sum() <= 12 else {}
         axes.plot(steps, sign * values, **few, **style)
