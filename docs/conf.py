@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from hashlib import blake2b
+from importlib.metadata import distribution
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -27,7 +28,13 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = "ppl_vae"
-html_static_path = ["static"]
+# Formulas are drawn by a file of ours, one that needs no fonts: nothing is fetched from elsewhere.
+_mathjax = distribution("sphinx-mathjax-offline").locate_file(
+    "sphinx-mathjax-offline/static/mathjax/tex-svg.js"
+)
+html_static_path = ["static", str(_mathjax)]
+mathjax_path = "tex-svg.js"
+html_favicon = "static/favicon.svg"
 html_css_files = ["ppl_vae.css"]
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0072b2", "color-brand-content": "#0072b2"},

@@ -137,3 +137,17 @@ def test_every_experiment_has_its_page(site):
         page = (site / "results" / f"{readme.parent.name}.html").read_text()
         for picture in re.findall(r"!\[.*?\]\((\S+?)\)", readme.read_text()):
             assert f"/{Path(picture).stem}" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def test_a_browser_shows_every_page_without_a_word(site, show, size):
+    page = show(site / "index.html", size)
+    wide = []
+    for path in sorted(site.rglob("*.html")):
+        page.goto(path.as_uri())
+        if page.evaluate("document.documentElement.scrollWidth") > size[0]:
+            wide.append(path.name)
+    assert wide == []
+    page.goto((site / "tutorials" / "pair.html").as_uri())
+    page.wait_for_function("document.querySelectorAll('mjx-container svg').length > 10")

@@ -132,15 +132,15 @@ def picture(found: dict[str, Comparison]) -> Figure:
         for data, comparison in found.items()
     }
     width = max(map(len, shown.values()))
-    figure = Figure((1.9 * width, 2.1 * len(found)), layout="constrained")
+    figure = Figure((1.9 * width, 2.2 * len(found)), layout="constrained")
     axes = figure.subplots(len(found), width, squeeze=False)
     for line, (data, comparison) in zip(axes, found.items(), strict=True):
         for ax in line[len(shown[data]) :]:
             ax.set_visible(False)
         for ax, name, color in zip(line, shown[data], SITES, strict=False):
             curve(ax, comparison, name, color)
-            ax.set(title=f"{data}: {COLUMNS[name].removesuffix(', nats')}", xlabel="β")
-            ax.title.set_fontsize(8)
+            ax.set_title(f"{data}\n{COLUMNS[name].removesuffix(', nats')}", fontsize=7.5)
+            ax.set_xlabel("β")
     return figure
 
 
@@ -154,13 +154,14 @@ def curve(ax: Axes, comparison: Comparison, name: str, color: str) -> None:
         place = [row.labels["schedule"] for row in rows].index(record.labels["schedule"])
         ax.plot(place, record.metric(name), ".", color=color, alpha=0.35, ms=4)
     ax.errorbar(places, means, errors, color=color, marker="o", ms=3, lw=1.2)
-    ax.set_xticks(places, [row.labels["schedule"] for row in rows])
+    short = {"0.25": "¼", "0.5": "½"}
+    ax.set_xticks(places, [short.get(b, b) for b in (row.labels["schedule"] for row in rows)])
     ax.tick_params(labelsize=7)
 
 
 def traversals(comparison: Comparison, folder: Path, betas: list[str]) -> Figure:
     """For some betas: a test picture, and what its five units of most KL do to it."""
-    figure = Figure((2.3 * len(betas), 2.2), layout="constrained")
+    figure = Figure((2.3 * len(betas), 1.6), layout="constrained")
     axes = figure.subplots(1, len(betas), squeeze=False)[0]
     for ax, beta in zip(axes, betas, strict=True):
         record = next(r for r in comparison.records if r.labels["schedule"] == beta)
@@ -171,6 +172,7 @@ def traversals(comparison: Comparison, folder: Path, betas: list[str]) -> Figure
         images = rows.reshape(len(units), 9, *x.shape[-2:]).permute(0, 2, 1, 3)
         ax.imshow(images.flatten(2).flatten(0, 1), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=f"β = {beta}", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         ax.grid(visible=False)
     return figure
 
