@@ -9,11 +9,13 @@ Cells that are done are not run again, and one under way goes on from its checkp
 
 import argparse
 import json
+import re
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
@@ -22,6 +24,7 @@ from ppl_vae.evaluate import Estimate, log_marginal
 from ppl_vae.guides import BottomUpGuide, MeanFieldGuide
 from ppl_vae.laboratory import Cell, Record, compare
 from ppl_vae.models import VAE, HierarchicalVAE
+from ppl_vae.plots.look import SITES, look, save
 from ppl_vae.runs import load_run
 from ppl_vae.schedules import Constant, Linear
 
@@ -85,7 +88,7 @@ def axes(how: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Runs what is missing, and writes numbers and the table."""
+    """Runs what is missing, and writes numbers, the figure and the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tier", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--smoke", action="store_true")
@@ -124,6 +127,8 @@ def main() -> None:
     seconds = round(before["seconds"] + time.monotonic() - start)
     results = {"tier": tier, "seconds": seconds, "rows": rows, "whole": whole}
     out.write_text(json.dumps(results, indent=1) + "\n")
+    with look():
+        save(picture(results), out.with_suffix(".png"))
     report(results)
 
 
@@ -160,6 +165,39 @@ def report(results: dict[str, Any]) -> None:
         ]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
     print(f"\n{results['seconds']} s")
+
+
+def picture(results: dict[str, Any]) -> Figure:
+    """By depth and estimator: log p(x) with two standard errors, the ELBO below it, the paper's."""
+    figure = Figure((6.4, 2.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True)
+    for ax, levels in zip(panels, ("one", "two"), strict=True):
+        rows = [r for r in results["rows"] if r["levels"] == levels and not r["error"]]
+        for place, row in enumerate(reversed(rows)):
+            found = {key: row["results"][key] for key in ("elbo", "log_marginal")}
+            whole = results["whole"].get(f"{levels}, {row['estimator']}")
+            drawn = [(found["elbo"], "none", "ELBO"), (found["log_marginal"], SITES[0], "log p(x)"),
+                     (whole, SITES[1], "log p(x), all test data")]  # fmt: skip
+            for entry, face, name in drawn:
+                if entry:
+                    error = 2 * entry["standard_error"]
+                    color = SITES[1] if face == SITES[1] else SITES[0]
+                    shift = 0.18 if face == SITES[1] else 0.0
+                    ax.errorbar(entry["value"], place + shift, xerr=error, fmt="o", ms=4, lw=1,
+                                color=color, mfc=face, label=name)  # fmt: skip
+            if row["paper"]:
+                ax.plot(row["paper"], place, "k|", ms=12, mew=1.5, label="paper")
+        names = [re.sub(r"^VAE", "ELBO", row["estimator"]) for row in reversed(rows)]
+        ax.set_yticks(range(len(rows)), names)
+        ax.set_title(f"{levels} level{'s' if levels == 'two' else ''}")
+        ax.set_xlabel("nats per image")
+        ax.margins(y=0.15)
+    known: dict[str, Any] = {}
+    for ax in panels:
+        handles, labels = ax.get_legend_handles_labels()
+        known.update(zip(labels, handles, strict=True))
+    figure.legend(known.values(), known, loc="outside lower center", ncols=4)
+    return figure
 
 
 def text(entry: dict[str, float] | None) -> str:
