@@ -187,6 +187,29 @@ def test_what_cannot_be_explored_is_refused(change, message):
         explorer(model, changed, codes, aggregate_posterior(guide, x))
 
 
+def test_what_a_decoder_raises_is_the_reason():
+    class Two(nn.Module):
+        """One datum is too few for it."""
+
+        def forward(self, z):
+            if len(z) < 2:
+                raise RuntimeError("two or more, please")
+            return torch.zeros(*z.shape[:-1], 1, 8, 8)
+
+    model, guide, x, means, _ = shown("one level")
+    model.decoder = Two()
+    with pytest.raises(ValueError, match="RuntimeError: two or more, please"):
+        explorer(model, x, means, aggregate_posterior(guide, x))
+
+
+def test_fewer_are_shown_of_large_data():
+    model = VAE((3, 300, 300), latent_dim=2, hidden=(2,), likelihood=Gaussian()).eval()
+    guide = MeanFieldGuide(model, hidden=(2,))
+    x = torch.rand(9, 3, 300, 300)
+    given = explorer(model, x, posterior_means(guide, x), aggregate_posterior(guide, x))
+    assert given["num"] == 7 == len(given["sites"][0]["points"])
+
+
 def test_a_decoder_too_large_for_a_page_is_refused():
     model = VAE((1, 64, 64), latent_dim=2, hidden=(1700,)).eval()
     x = torch.rand(3, 1, 64, 64)

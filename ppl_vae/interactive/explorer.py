@@ -23,6 +23,7 @@ from ppl_vae.randomness import looking, validation
 __all__ = ["Labels", "explorer"]
 
 _MAX_DATA = 400
+_MAX_NUMBERS = 2_000_000  # of the data shown
 _MAX_BYTES = 12_000_000
 _NUM_CHECKED = 32
 # What half precision may change in a decoded mean; the page's own sums add about 1e-6.
@@ -52,7 +53,7 @@ def explorer(
 
     Args:
         model: The model, in evaluation mode.
-        x: Data, `[N, *data_shape]`; the first 400 are shown.
+        x: Data, `[N, *data_shape]`; the first 400 are shown, of large ones fewer.
         means: For each site to walk in the posterior means of these data, `[N, D]`.
         aggregate: For each site mean and standard deviation of each unit, `[D]` both.
         labels: Classes or a continuous factor of the data, `[N]`.
@@ -73,8 +74,9 @@ def explorer(
         raise ValueError("no site is real-valued")
     if not all(z.isfinite().all() for z in means.values()):
         raise ValueError("posterior means are not finite")
-    shown = x[:_MAX_DATA]
-    means = {site: z[:_MAX_DATA].cpu().float() for site, z in means.items()}
+    num = max(1, min(_MAX_DATA, len(x), _MAX_NUMBERS // x[0].numel()))
+    shown = x[:num]
+    means = {site: z[:num].cpu().float() for site, z in means.items()}
     programs = {site: _program(model, site, z, shown) for site, z in means.items()}
     targets = {site: _decoded(model, site, z, shown) for site, z in means.items()}
     for site, program in programs.items():
@@ -101,18 +103,24 @@ def explorer(
         raise ValueError(
             f"the decoder takes {len(arrays) / 1e6:.0f} MB, and a page up to {_MAX_BYTES / 1e6:.0f}"
         )
-    told = None if labels is None else _labels(labels[:_MAX_DATA], label_name)
+    told = None if labels is None else _labels(labels[:num], label_name)
     return {
         "shape": list(x.shape[1:]), "sites": sites, "arrays": arrays.as_json(),
-        "data": _data(shown), "num": len(shown),
+        "data": _data(shown), "num": num,
         "labels": told and vars(told), "half": half,
     }  # fmt: skip
 
 
 def _program(model: Callable, site: str, z: Tensor, x: Tensor) -> Program:
     """The decoder of one datum."""
-    with looking(model), validation(False):
-        return program_of(decoder_of(model, site, x[:1]), z[:1].to(x))
+    try:
+        with looking(model), validation(False):
+            return program_of(decoder_of(model, site, x[:1]), z[:1].to(x))
+    except ValueError:
+        raise
+    except Exception as error:  # whatever a program raises that is run in another way than usual
+        first, *_ = [*str(error).strip().splitlines(), "nothing is said"]
+        raise ValueError(f"{type(error).__name__}: {first}") from error
 
 
 def _decoded(model: Callable, site: str, z: Tensor, x: Tensor) -> Tensor:

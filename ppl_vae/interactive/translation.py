@@ -45,7 +45,7 @@ def _moved(builder: Builder, target: Callable, args: Any, kwargs: Any) -> Any:
     def numbered(value: Any) -> Any:
         nonlocal count
         if isinstance(value, Tensor) and not value.is_floating_point():
-            return value  # an index
+            return value.cpu()  # an index
         if not isinstance(value, Array | Tensor):
             return value
         shape, size = shape_of(value), torch.Size(shape_of(value)).numel()
