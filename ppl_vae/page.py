@@ -32,7 +32,7 @@ TEMPLATE = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_SCRIPTS = ("decoder", "chart", "explorer", "main")
+_SCRIPTS = ("decoder", "drawing", "chart", "explorer", "main")
 SCALE = 0.72  # pixels of the page per pixel of a figure: text of 8 pt at 150 dpi becomes 12 px
 
 

@@ -10,7 +10,7 @@ function curves(root, given) {
   const whole = [Math.min(...all), Math.max(...all)];
   let range = whole, pointed = null, drag = null;
   const LEFT = 52, BOTTOM = 22;
-  const text = v => Number(v.toPrecision(5)).toString().replace("-", "−");
+  const text = v => signed(Number(v.toPrecision(5)).toString());
   const panels = given.panels.map(panel => {
     const box = make("div", "panel"), canvas = make("canvas"), title = make("h4");
     const legend = make("ul", "legend");
@@ -30,12 +30,6 @@ function curves(root, given) {
     listen(canvas);
     return {...panel, canvas, outputs: [...legend.querySelectorAll("output")]};
   });
-  function nice([low, top], count) {
-    const raw = (top - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
-    const step = power * [1, 2, 5, 10].find(f => f * power >= raw * 0.999), found = [];
-    for (let v = Math.ceil(low / step - 1e-9) * step; v <= top + 1e-9 * step; v += step) found.push(v);
-    return found;
-  }
   // What curves do once they have settled: within five interquartile ranges of the last three
   // quarters of what is in view.
   function extent(panel) {
@@ -62,23 +56,15 @@ function curves(root, given) {
   function draw() {
     for (const panel of panels) {
       const {canvas} = panel, [w, h] = [canvas.clientWidth, canvas.clientHeight];
-      const ratio = devicePixelRatio || 1, c = canvas.getContext("2d"), at = placed(canvas);
-      canvas.width = Math.round(w * ratio);
-      canvas.height = Math.round(h * ratio);
-      c.setTransform(ratio, 0, 0, ratio, 0, 0);
+      const c = blank(canvas, w, h), at = placed(canvas);
       const y = extent(panel), top = v => 4 + (y[1] - v) / (y[1] - y[0]) * (h - BOTTOM - 8);
-      c.fillStyle = "#fff";
-      c.fillRect(0, 0, w, h);
-      c.font = "11px ui-sans-serif, system-ui, sans-serif";
-      c.strokeStyle = "#e9ebee";
-      c.fillStyle = "#5c6670";
       c.textAlign = "right";
-      for (const v of nice(y, 4)) {
+      for (const v of ticks(y, 4)) {
         c.strokeRect(LEFT, top(v), w - LEFT - 6, 0);
         c.fillText(text(v), LEFT - 5, top(v) + 4);
       }
       c.textAlign = "center";
-      for (const v of nice(range, Math.max(2, w / 110))) {
+      for (const v of ticks(range, Math.max(2, w / 110))) {
         c.strokeRect(at.left(v), 4, 0, h - BOTTOM - 4);
         const wide = at.left(v) > w - 20;
         c.textAlign = wide ? "right" : "center";

@@ -9,7 +9,7 @@ function latentExplorer(root, given) {
     return found;
   };
   const constants = readArrays(given.arrays.list, given.arrays.base64);
-  const number = x => x.toFixed(2).replace("-", "−");
+  const number = x => signed(x.toFixed(2));
   const images = "images" in given.data;
   const [high, wide] = images ? given.shape.slice(-2) : [0, 0];
   const planes = given.shape.length === 3 && given.shape[0] === 3 ? 3 : 1;
@@ -80,31 +80,18 @@ function latentExplorer(root, given) {
       y: p => y[1] - (p - 6) / free * (y[1] - y[0]),
     };
   };
-  function ticks([low, top]) {
-    const raw = (top - low) / 5, power = 10 ** Math.floor(Math.log10(raw));
-    const step = power * [1, 2, 5, 10].find(f => f * power >= raw), found = [];
-    for (let v = Math.ceil(low / step) * step; v <= top; v += step) found.push(+v.toFixed(6));
-    return found;
-  }
   function drawMap() {
-    const n = map.clientWidth, ratio = devicePixelRatio || 1;
-    map.width = map.height = Math.round(n * ratio);
-    const c = map.getContext("2d"), at = scaleOf(), [a, b] = state.axes;
-    c.setTransform(ratio, 0, 0, ratio, 0, 0);
-    c.fillStyle = "#fff";
-    c.fillRect(0, 0, n, n);
-    c.font = "11px ui-sans-serif, system-ui, sans-serif";
-    c.fillStyle = "#5c6670";
-    c.strokeStyle = "#e9ebee";
+    const n = map.clientWidth, c = blank(map, n, n), at = scaleOf(), [a, b] = state.axes;
+    const text = v => signed(Number(v.toPrecision(5)).toString());
     c.textAlign = "center";
-    for (const v of ticks(state.view.x)) {
+    for (const v of ticks(state.view.x, 5)) {
       c.strokeRect(at.left(v), 6, 0, n - MARGIN - 6);
-      c.fillText(`${v}`.replace("-", "−"), at.left(v), n - MARGIN + 18);
+      c.fillText(text(v), at.left(v), n - MARGIN + 18);
     }
     c.textAlign = "right";
-    for (const v of ticks(state.view.y)) {
+    for (const v of ticks(state.view.y, 5)) {
       c.strokeRect(MARGIN, at.top(v), n - MARGIN - 6, 0);
-      c.fillText(`${v}`.replace("-", "−"), MARGIN - 5, at.top(v) + 4);
+      c.fillText(text(v), MARGIN - 5, at.top(v) + 4);
     }
     c.save();
     c.beginPath();
@@ -275,7 +262,7 @@ function latentExplorer(root, given) {
     site.check.forEach((v, i) => { worst = Math.max(worst, Math.abs(v - found[i])); });
   }
   root.worst = worst;
-  $("check").textContent = `Largest difference to what the model itself decodes, of the first datum: ${worst.toExponential(0).replace("-", "−")}.`;
+  $("check").textContent = `Largest difference to what the model itself decodes, of the first datum: ${signed(worst.toExponential(0))}.`;
   root.decode = (site, z) => Array.from(runProgram(given.sites[site].program, constants, z).data);
   sheet = new Image();
   sheet.addEventListener("load", () => paintDatum($("datum"), state.datum));
