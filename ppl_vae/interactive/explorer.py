@@ -33,7 +33,7 @@ _TRACE = 2e-5
 
 @dataclass(frozen=True)
 class Labels:
-    """A colour and a text for each datum, and the legend of classes; neither where all differ."""
+    """A colour and a text for each datum, and the legend: of classes, or of both ends of a scale."""
 
     colors: Sequence[str]
     texts: Sequence[str]
@@ -163,7 +163,8 @@ def _labels(labels: Tensor, name: str) -> Labels:
         low, high = float(values.min()), float(values.max())
         place = (values - low) / (high - low or 1.0)
         colors = [to_hex(color) for color in colormaps["viridis"](place)]
-        return Labels(colors, [f"{value:.3g}" for value in values], {}, name)
+        ends = {f"{v:.3g}": to_hex(colormaps["viridis"](p)) for v, p in ((low, 0.0), (high, 1.0))}
+        return Labels(colors, [f"{value:.3g}" for value in values], ends, name)
     color = dict(zip(classes, spread(CLASSES, len(classes), "turbo"), strict=True))
     return Labels(
         [color[value] for value in values.tolist()], [str(value) for value in values.tolist()],

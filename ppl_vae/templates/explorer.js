@@ -39,11 +39,12 @@ function latentExplorer(root, given) {
   }
   function profile(context, canvas, values) {
     [canvas.width, canvas.height] = [448, 336];
+    canvas.style.imageRendering = "auto";
     const all = given.data.vectors.flat(), low = Math.min(...all), range = Math.max(...all) - low || 1;
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.strokeStyle = "#1d2126";
-    context.lineWidth = 2;
+    context.lineWidth = 3;
     context.beginPath();
     values.forEach((value, i) => context.lineTo(
       8 + i / (values.length - 1) * (canvas.width - 16),
