@@ -33,7 +33,7 @@ _TRACE = 2e-5
 
 @dataclass(frozen=True)
 class Labels:
-    """A colour and a text for each datum, and the legend: of classes, or of both ends of a scale."""
+    """A colour and a text for each datum; a legend of classes, or of both ends of a scale."""
 
     colors: Sequence[str]
     texts: Sequence[str]
