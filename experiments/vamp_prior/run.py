@@ -99,7 +99,7 @@ def run(tier: str, out: Path) -> Comparison:
 def picture(found: Comparison, folder: Path) -> Figure:
     """Of each VampPrior with one level: pseudo-inputs, each above a decoded draw of its q."""
     shown = [r for r in found.records if r.is_done and r.labels["way"] == "one, VampPrior"]
-    figure = Figure((4.2 * len(shown), 1.5), layout="constrained")
+    figure = Figure((4.2 * len(shown), 1.2), layout="constrained")
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for ax, record in zip(panels, shown, strict=True):
         loaded = load_run(folder / "cells" / Cell(record.labels, record.options).name)
@@ -110,6 +110,7 @@ def picture(found: Comparison, folder: Path) -> Figure:
         rows = torch.stack([inputs.reshape(draws.shape), draws]).reshape(2, -1, size, size)
         ax.imshow(rows.permute(0, 2, 1, 3).flatten(2).flatten(0, 1), cmap="gray_r", vmin=0, vmax=1)
         ax.set(title=f"{record.labels['binarized']} binarization", xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         ax.grid(visible=False)
     return figure
 
