@@ -25,6 +25,10 @@ def __getattr__(name: str) -> Any:
         from ppl_vae.laboratory import compare
 
         return compare
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("ppl_vae")
     raise AttributeError(f"module 'ppl_vae' has no attribute '{name}'")
 
 

@@ -1,6 +1,7 @@
 """What there is to choose from, by kind: read off the packages' public names."""
 
 import inspect
+import re
 from types import ModuleType
 
 from ppl_vae import data, estimators, families, guides, models, schedules
@@ -33,7 +34,7 @@ def catalogue(kind: str) -> dict[str, str]:
     """
     if kind == "data":
         return {
-            **data.DESCRIPTIONS,
+            **{name: _plain(text) for name, text in data.DESCRIPTIONS.items()},
             "<path>": "your own .npz, .npy, folder of .npy shards or folder of images",
         }
     if kind not in _BASES:
@@ -44,5 +45,12 @@ def catalogue(kind: str) -> dict[str, str]:
         member = getattr(package, name)
         is_concrete = inspect.isclass(member) and not inspect.isabstract(member)
         if is_concrete and issubclass(member, base) and member is not base:
-            found[name] = (inspect.getdoc(member) or "").split("\n")[0]
+            found[name] = _plain((inspect.getdoc(member) or "").split("\n")[0])
     return found
+
+
+def _plain(text: str) -> str:
+    """A line of documentation as a terminal shows it best: formulas and names without marks."""
+    text = re.sub(r":math:`([^`]*)`", r"\1", text)
+    text = re.sub(r"\\(?:operatorname|mathrm|text)\{(\w+)\}", r"\1", text)
+    return re.sub(r"\*\*|`", "", text).replace("\\", "")

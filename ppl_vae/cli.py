@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(chosen: dict[str, Any]) -> None:
     from ppl_vae.training import train
 
+    if chosen.get("resume") and chosen.get("out") and not RunDirectory(chosen["out"]).exists:
+        print(f"note: {chosen['out']} holds no run to resume; the training begins at step 0")
     directory = RunDirectory(train(**make_options(chosen, chosen["allow"])))
     if launched_rank():
         return
@@ -87,6 +89,7 @@ def _train(chosen: dict[str, Any]) -> None:
         return
     _print_results(directory.results())
     print(f"run     {directory.path}\nreport  {directory.report_path}")
+    print(f"next    open the report in a browser, or: ppl-vae evaluate {directory.path}")
 
 
 def _evaluate(chosen: dict[str, Any]) -> None:

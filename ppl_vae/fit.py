@@ -69,6 +69,12 @@ class FitResult:
     failure: NonFiniteError | None = None
     _store: dict = field(repr=False, default_factory=dict)
 
+    def __repr__(self) -> str:
+        names = (getattr(p, "__name__", type(p).__name__) for p in (self.model, self.guide))
+        best = "" if self.best_elbo is None else f", best_elbo={self.best_elbo:.2f}"
+        where = "" if self.path is None else f", path={str(self.path)!r}"
+        return f"FitResult({', '.join(names)}, num_steps={self.num_steps}{best}{where})"
+
     @classmethod
     def of(cls, course: Course, store: dict, failure: NonFiniteError | None = None) -> "FitResult":
         """What a course has come to, with its parameter store."""

@@ -83,6 +83,9 @@ def prepare(
         TypeError: Data or programs of no known kind.
     """
     for name, program in (("model", model), ("guide", guide)):
+        if isinstance(program, type):
+            called = f"{program.__name__}({'model' if name == 'guide' else '...'})"
+            raise TypeError(f"{name} is the class {program.__name__}; accepted is {called}")
         if not callable(program):
             raise TypeError(f"{name} is {program!r}; accepted is a Pyro program, any callable")
         if isinstance(program, nn.Module):

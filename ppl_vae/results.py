@@ -147,11 +147,16 @@ def _rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _notes(results: Mapping[str, Any]) -> list[str]:
     found = []
-    if results.get("is_proper") is False:
+    if results.get("is_proper") is False and "elbo" in results:
         found.append(
             "The data are grey and the likelihood is a Bernoulli: outside its support, so `elbo`, "
             "`reconstruction` and `log p(x)` are scores and no log-probabilities (improper). They "
-            "compare with figures on the same grey data only."
+            "compare with figures on the same grey data only. For log-probabilities binarize the "
+            "data (`--binarize dynamic`), or take the likelihood `ContinuousBernoulli`."
+        )
+    elif results.get("is_proper") is False:
+        found.append(
+            "The data are grey and the likelihood is a Bernoulli: `reconstruction` is a score."
         )
     if "elbo" not in results and "log_prior" in results:
         found.append("The guide is a point mass and has no density: there is no elbo, no log p(x).")

@@ -110,7 +110,7 @@ def test_the_example_of_the_design(ppl_vae_):
     assert (stored["data"], stored["num_steps"]) == ("data.npz", 3)
     assert re.search(r"^elbo +-\d[\d.]* ± [\d.]+ nats$", printed, re.M)
     assert "KL of z1" in printed
-    assert printed.endswith("run     runs/a\nreport  runs/a/report.html\n")
+    assert "\nrun     runs/a\nreport  runs/a/report.html\nnext    " in printed
 
 
 VAE, ELBO = "ppl_vae.models.VAE", "ppl_vae.estimators.Trace_ELBO"
@@ -350,6 +350,13 @@ def test_resume_goes_on_with_the_stored_options(ppl_vae_, flag):
     assert config("runs/a") == config("runs/whole")
 
 
+def test_a_resume_of_nothing_begins_and_says_so(ppl_vae_):
+    words = ("train", "--data", "data.npz", "--report", "false", "--out", "runs/b", "--resume")
+    said = "note: runs/b holds no run to resume; the training begins at step 0\n"
+    assert ppl_vae_(*words, "--num_steps", 1) == f"{said}run     runs/b\n"
+    assert ppl_vae_(*words, "--num_steps", 2) == "run     runs/b\n"
+
+
 def test_resume_false_is_no_resume(ppl_vae_):
     ppl_vae_(*TINY, "--out", "runs/a", "--resume", "false")
     assert main([*TINY, "--out", "runs/a", "--resume", "false"]) == 2
@@ -439,6 +446,11 @@ def test_the_users_own_classes(ppl_vae_, folder, where):
     assert weights("b") == weights("a")
     # To name the classes outright allows their module as well.
     ppl_vae_("train", "--resume", "--out", "a", "--num_steps", 4, "--model", f"{name}.MyModel")
+
+
+def test_list_shows_no_markup(ppl_vae_):
+    printed = ppl_vae_("list")
+    assert not re.search(r":math:|\*\*|`|\\", printed) and "N(" in printed
 
 
 def test_list_shows_every_public_class(ppl_vae_):

@@ -13,6 +13,7 @@ import zoo
 from pyro import poutine
 from pyro.infer import ELBO
 
+import ppl_vae
 from ppl_vae import estimators, guides, models, schedules
 from ppl_vae.testing import check_bound, check_estimator, check_guide, check_model, check_svi
 
@@ -95,6 +96,27 @@ def test_a_model_has_one_plate_and_returns_what_it_observes(model):
 def test_a_model_refuses_data_of_another_shape(model):
     with pytest.raises(ValueError, match=r"was built for data of shape .* was given \(9,\)"):
         model.check(torch.zeros(5, 9))
+
+
+def test_a_guide_refuses_data_of_another_shape_wherever_it_is_run():
+    model = zoo.MODELS["VAE"]()
+    guide = zoo.GUIDES["MeanFieldGuide"](model)
+    for wrong in (zoo.batch(model)[0], zoo.batch(model)[:, None]):
+        with pytest.raises(
+            ValueError, match=r"MeanFieldGuide was built for data of .* given"
+        ):
+            ppl_vae.evaluate.log_marginal(model, guide, wrong, num_particles=2)
+
+
+def test_a_class_is_no_program():
+    model = zoo.MODELS["VAE"]()
+    guide = zoo.GUIDES["MeanFieldGuide"](model)
+    with pytest.raises(
+        TypeError, match=r"the class MeanFieldGuide; accepted is .*\(model"
+    ):
+        ppl_vae.fit(model, type(guide), zoo.batch(model), num_steps=1)
+    with pytest.raises(TypeError, match=r"model is the class VAE; accepted is VAE\(\.\.\.\)"):
+        ppl_vae.fit(type(model), guide, zoo.batch(model), num_steps=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

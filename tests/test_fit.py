@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from functools import partial
 
 import pyro
@@ -422,3 +423,16 @@ def test_metrics_are_written_as_they_are_returned(tmp_path):
     assert [json.loads(line) for line in written] == result.metrics
     assert [(v["split"], v["step"]) for v in result.metrics] == [
         ("train", 0), ("train", 2), ("valid", 4)]  # fmt: skip
+
+
+def test_a_result_says_in_a_line_what_it_is():
+    digits = ppl_vae.data.load("digits")
+    model = ppl_vae.models.VAE(digits.data_shape, latent_dim=2, hidden=(4,))
+    guide = ppl_vae.guides.MeanFieldGuide(model, hidden=(4,))
+    result = ppl_vae.fit(model, guide, digits, num_steps=2, compile=False, progress=False)
+    said = f"FitResult(VAE, MeanFieldGuide, num_steps=2, best_elbo={result.best_elbo:.2f})"
+    assert repr(result) == said
+
+
+def test_the_version_is_that_of_the_package():
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", ppl_vae.__version__)

@@ -177,6 +177,9 @@ def test_files_say_the_same_as_the_table(compared):
     markdown = (out / "table.md").read_text().splitlines()
     assert [c.strip() for c in markdown[2].strip("|").split("|")] == table.rows[0]
     assert len(table.headings) == len(table.rows[0])
+    # The digits are grey.
+    assert any("improper" in remark for remark in table.remarks)
+    assert "improper" in (out / "index.html").read_text()
     chosen = lab.table_of(found, ["elbo", "kl.z", "kl.nowhere"])
     assert chosen.headings == ["guide", "n", "ELBO", "Δ", "p", "KL z"]
     assert [row[-1] for row in chosen.rows] == [

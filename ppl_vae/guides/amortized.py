@@ -100,7 +100,7 @@ class AmortizedGuide(Guide):
         # A list, or `nn.Module` would register an encoder before it is known to fit.
         self._encoder_factory = [encoder]
         self.latent_sites: dict[str, LatentSite] = {}
-        shape = getattr(model, "data_shape", None)
+        shape = self._data_shape = getattr(model, "data_shape", None)
         if shape is not None and _takes_only_data(model):
             self.setup(_like(model, torch.zeros(_PROTOTYPE_BATCH, *shape)))
 
@@ -166,11 +166,17 @@ class AmortizedGuide(Guide):
 
         Raises:
             RuntimeError: The networks are not made yet.
+            ValueError: The model says the shape of its data, and x has another.
         """
         if not self.latent_sites:
             raise RuntimeError(
                 f"{type(self).__name__} has no networks yet: the model has no `data_shape` to make "
                 "them from. Call guide.setup(x) with a batch first (fit does)"
+            )
+        if self._data_shape is not None and tuple(x.shape[1:]) != tuple(self._data_shape):
+            raise ValueError(
+                f"{type(self).__name__} was built for data of shape {tuple(self._data_shape)}, and "
+                f"was given {tuple(x.shape[1:])} ({list(x.shape)} with the batch)"
             )
         plates = self._open_plates(x)
         shown = shown_to(self.encoder, self.model, (x, *args), kwargs)

@@ -94,6 +94,11 @@ def _remarks(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
         f"to {base}, and Student's t-test of it, corrected for the number of rows (Holm); * below "
         f"{_SIGNIFICANT}."
     ]
+    if any(record.results.get("is_proper") is False for record in comparison.records):
+        found.append(
+            "Grey data under a Bernoulli: log p(x), ELBO and reconstruction are scores and no "
+            "log-probabilities (improper)."
+        )
     if "elbo_at_time" in metrics:
         found.append(
             f"Equal time: the last validation within {comparison.equal_time:.3g} s, which the "
