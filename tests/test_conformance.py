@@ -102,18 +102,14 @@ def test_a_guide_refuses_data_of_another_shape_wherever_it_is_run():
     model = zoo.MODELS["VAE"]()
     guide = zoo.GUIDES["MeanFieldGuide"](model)
     for wrong in (zoo.batch(model)[0], zoo.batch(model)[:, None]):
-        with pytest.raises(
-            ValueError, match=r"MeanFieldGuide was built for data of .* given"
-        ):
+        with pytest.raises(ValueError, match=r"MeanFieldGuide was built for data of .* given"):
             ppl_vae.evaluate.log_marginal(model, guide, wrong, num_particles=2)
 
 
 def test_a_class_is_no_program():
     model = zoo.MODELS["VAE"]()
     guide = zoo.GUIDES["MeanFieldGuide"](model)
-    with pytest.raises(
-        TypeError, match=r"the class MeanFieldGuide; accepted is .*\(model"
-    ):
+    with pytest.raises(TypeError, match=r"the class MeanFieldGuide; accepted is .*\(model"):
         ppl_vae.fit(model, type(guide), zoo.batch(model), num_steps=1)
     with pytest.raises(TypeError, match=r"model is the class VAE; accepted is VAE\(\.\.\.\)"):
         ppl_vae.fit(type(model), guide, zoo.batch(model), num_steps=1)
