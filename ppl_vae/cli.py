@@ -209,7 +209,7 @@ def _list_runs(folder: Path) -> None:
     for path in sorted(folder.glob("*/config.yaml")):
         elbo = RunDirectory(path.parent).results().get("elbo")
         value = elbo.get("value") if isinstance(elbo, dict) else None
-        print(f"{path.parent}  {f'elbo {value:.2f}' if isinstance(value, float) else '-'}")
+        print(f"{path.parent}  {f'elbo {value:.2f}' if isinstance(value, float) else 'not evaluated'}")
 
 
 def _load(chosen: dict[str, Any]) -> Run:

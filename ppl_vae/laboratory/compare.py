@@ -259,7 +259,7 @@ _DOTS = (
 )
 _PARETO = (
     "Mean over repeats, with bars of one standard error. Rows on the red line are beaten by no "
-    "other in both; they are named."
+    "other in both; they are numbered."
 )
 _CURVES = (
     "The validation elbo against the seconds of training, mean over repeats; the best ten rows."

@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppl_vae.laboratory.comparison import Comparison, Row
@@ -39,11 +39,11 @@ def dots(comparison: Comparison, metric: str) -> Figure:
 
 @look()
 def pareto(comparison: Comparison, metric: str) -> Figure:
-    """A metric against the seconds of training; those that nobody beats in both are named."""
+    """A metric against the seconds of training; those that nobody beats in both are numbered."""
     rows = [row for row in comparison.rows() if not math.isnan(row.metrics[metric].value)]
-    figure = Figure(figsize=(TEXT_WIDTH, 3.4), layout="constrained")
-    axes = figure.subplots()
     best = frontier(rows, metric)
+    figure = Figure(figsize=(TEXT_WIDTH, 3.4 + 0.17 * len(best)), layout="constrained")
+    axes = figure.subplots()
     for row in rows:
         x, y = row.metrics["seconds"], row.metrics[metric]
         color = INK if row in best else GREY
@@ -51,12 +51,14 @@ def pareto(comparison: Comparison, metric: str) -> Figure:
                       lw=0.8, color=color, zorder=3 if row in best else 2)  # fmt: skip
     line = [(row.metrics["seconds"].value, row.metrics[metric].value) for row in best]
     axes.step(*zip(*line, strict=True), where="post", color=VERMILION, lw=1, zorder=1)
-    middle = np.median([row.metrics["seconds"].value for row in rows])
-    for (x, y), row in zip(line, best, strict=True):
-        side: Any = ((-5, 4), "right") if x > middle else ((5, 4), "left")
-        axes.annotate(plain(row.short_name), (x, y), xytext=side[0], textcoords="offset points",
-                      ha=side[1], fontsize=8)  # fmt: skip
-    axes.margins(x=0.25)
+    for number, place in enumerate(line, 1):
+        axes.annotate(f"{number}", place, xytext=(-5, 4), textcoords="offset points", ha="right")
+    # Names of programs are long, and points may be near each other.
+    style = {"lw": 0, "color": INK, "ms": 5}
+    numbers = [Line2D([], [], marker=f"${i + 1}$", **style) for i in range(len(best))]
+    names = [plain(row.short_name) for row in best]
+    figure.legend(numbers, names, loc="outside lower left", fontsize=8)
+    axes.margins(x=0.1)
     seconds = [row.metrics["seconds"].value for row in rows]
     if max(seconds) > 5 * min(seconds):
         axes.set_xscale("log")

@@ -102,7 +102,7 @@ def _remarks(comparison: Comparison, metrics: Sequence[str]) -> list[str]:
     if "elbo_at_time" in metrics:
         found.append(
             f"Equal time: the last validation within {comparison.equal_time:.3g} s, which the "
-            "fastest training took."
+            "fastest training took; – where there was none yet."
         )
     for row in comparison.rows():
         for repeat, error in row.failed.items():
