@@ -209,7 +209,8 @@ def _list_runs(folder: Path) -> None:
     for path in sorted(folder.glob("*/config.yaml")):
         elbo = RunDirectory(path.parent).results().get("elbo")
         value = elbo.get("value") if isinstance(elbo, dict) else None
-        print(f"{path.parent}  {f'elbo {value:.2f}' if isinstance(value, float) else 'not evaluated'}")
+        said = f"elbo {value:.2f}" if isinstance(value, float) else "not evaluated"
+        print(f"{path.parent}  {said}")
 
 
 def _load(chosen: dict[str, Any]) -> Run:
