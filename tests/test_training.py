@@ -67,7 +67,7 @@ def test_a_run_leaves_all_that_is_promised(run_path):
 def test_the_page_needs_nothing_but_itself(run_path):
     html = (run_path / "report.html").read_text()
     assert "VAE with MeanFieldGuide on digits" in html
-    assert html.count("data:image/png;base64,") == 6
+    assert html.count('<img src="data:image/png;base64,') == 6
     assert "improper" in html
 
     class Links(HTMLParser):
