@@ -1,6 +1,7 @@
 """What does beta buy? Reconstruction against disentanglement, on sprites and MNIST.
 
     python experiments/beta/run.py             # tables, results.json, results.png, traversals.png
+    python experiments/beta/run.py --tier gpu  # ten times the steps
     python experiments/beta/run.py --smoke     # seconds, on digits
 
 A grid of beta and seeds for each data set; cells that are done are not run again.
@@ -49,15 +50,22 @@ COLUMNS = {"reconstruction": "E log p(x given z), nats", "kl.z": "KL, nats",
            "measures.5-NN": "5-NN accuracy"}  # fmt: skip
 
 
-def settings(smoke: bool) -> dict[str, dict[str, Any]]:
-    """For each data set its sizes, of the smoke tier or of the experiment."""
-    if smoke:
+def settings(tier: str) -> dict[str, dict[str, Any]]:
+    """For each data set the sizes of a tier; on a GPU ten times the steps."""
+    if tier == "smoke":
         return {"digits": {"betas": [0.0, 4.0], "seeds": [0], "steps": 40, "batch": 64,
                            "latent_dim": 4, "hidden": [16], "binarize": None}}  # fmt: skip
     sizes = {"betas": BETAS, "seeds": [0, 1, 2], "latent_dim": 10}
+    times = 10 if tier == "gpu" else 1
     return {
-        "sprites": {**sizes, "steps": 3000, "batch": 64, "hidden": [400], "binarize": None},
-        "mnist": {**sizes, "steps": 6000, "batch": 128, "hidden": [400], "binarize": "dynamic"},
+        "sprites": {**sizes, "steps": 3000 * times, "batch": 64, "hidden": [400], "binarize": None},
+        "mnist": {
+            **sizes,
+            "steps": 6000 * times,
+            "batch": 128,
+            "hidden": [400],
+            "binarize": "dynamic",
+        },
     }
 
 
@@ -180,22 +188,29 @@ def traversals(comparison: Comparison, folder: Path, betas: list[str]) -> Figure
 def main() -> None:
     """Runs what is missing, prints the tables, and writes numbers and figures."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--tier", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    start, runs = time.monotonic(), options.out.with_suffix(".runs")
-    sizes = settings(options.smoke)
-    workers = 1 if options.smoke else 2
+    tier = "smoke" if options.smoke else options.tier
+    name = {"cpu": "results.json"}.get(tier, f"{tier}.json")
+    out = options.out or Path(__file__).parent / name
+    start, runs = time.monotonic(), out.with_suffix(".runs")
+    sizes = settings(tier)
+    workers = 2 if tier == "cpu" else 1
     found = {data: grid(data, how, runs, workers) for data, how in sizes.items()}
     tables = {data: table(comparison) for data, comparison in found.items()}
     seconds = round(sum(r.seconds for c in found.values() for r in c.records if r.is_done))
     results = {"settings": sizes, "tables": tables, "training_seconds": seconds}
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    out.write_text(json.dumps(results, indent=1) + "\n")
     with look():
-        save(picture(found), options.out.with_suffix(".png"))
+        save(picture(found), out.with_suffix(".png"))
         first = next(iter(found))
         betas = [b for b in ("0.25", "1", "4", "16") if b in tables[first]] or list(tables[first])
-        save(traversals(found[first], runs / first, betas), options.out.with_name("traversals.png"))
+        save(
+            traversals(found[first], runs / first, betas),
+            out.with_name("traversals.png" if tier != "gpu" else "gpu_traversals.png"),
+        )
     for data, rows in tables.items():
         report(data, rows)
     print(f"\n{seconds} s of training, {time.monotonic() - start:.0f} s now")

@@ -1,6 +1,7 @@
 """When does the upper level of a hierarchy collapse, and what prevents it?
 
     python experiments/hierarchy/run.py             # table, results.json, results.png
+    python experiments/hierarchy/run.py --tier gpu  # ten times the steps, all test images
     python experiments/hierarchy/run.py --smoke     # seconds, on digits
 
 One level against two; of two, four guides; each with no cure, with warm-up and with free bits.
@@ -35,15 +36,17 @@ METRICS = ["log_marginal", "elbo", "kl.z", "kl.z1", "kl.z2", "active_units.z", "
            "active_units.z2", "seconds"]  # fmt: skip
 
 
-def settings(smoke: bool) -> dict[str, Any]:
-    """Sizes, of the smoke tier or of the experiment."""
-    if smoke:
+def settings(tier: str) -> dict[str, Any]:
+    """The sizes of a tier; on a GPU ten times the steps, and all test images."""
+    if tier == "smoke":
         return {"data": "digits", "binarize": "fixed", "steps": 40, "batch": 64, "seeds": [0],
                 "dims": [6, 3], "hidden": [16], "latent_hidden": [8], "nats": 1.0,
                 "num_particles": 20, "num_data": 50, "workers": 1}  # fmt: skip
-    return {"data": "binarized_mnist", "binarize": None, "steps": 10_000, "batch": 100,
+    found = {"data": "binarized_mnist", "binarize": None, "steps": 10_000, "batch": 100,
             "seeds": [0, 1, 2], "dims": [40, 20], "hidden": [200, 200], "latent_hidden": [100],
             "nats": 3.0, "num_particles": 500, "num_data": 1000, "workers": 2}  # fmt: skip
+    longer = {"steps": 100_000, "num_particles": 5000, "num_data": None, "workers": 1}
+    return {**found, **longer} if tier == "gpu" else found
 
 
 def grid(how: dict[str, Any], out: Path) -> Comparison:
@@ -151,18 +154,22 @@ def courses(ax: Axes, found: Comparison, folder: Path, cure: str) -> None:
 def main() -> None:
     """Runs what is missing, prints the table, and writes numbers and figure."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--tier", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--smoke", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results.json")
+    parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
-    start, how = time.monotonic(), settings(options.smoke)
-    runs = options.out.with_suffix(".runs")
+    tier = "smoke" if options.smoke else options.tier
+    name = {"cpu": "results.json"}.get(tier, f"{tier}.json")
+    out = options.out or Path(__file__).parent / name
+    start, how = time.monotonic(), settings(tier)
+    runs = out.with_suffix(".runs")
     found = grid(how, runs)
     table = as_markdown(table_of(found, METRICS))
     seconds = round(sum(record.seconds for record in found.records if record.is_done))
     results = {"settings": how, "training_seconds": seconds, "table": table.splitlines()}
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    out.write_text(json.dumps(results, indent=1) + "\n")
     with look():
-        save(picture(found, runs), options.out.with_suffix(".png"))
+        save(picture(found, runs), out.with_suffix(".png"))
     print(table + f"\n{seconds} s of training, {time.monotonic() - start:.0f} s now")
 
 
