@@ -79,9 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(chosen: dict[str, Any]) -> None:
     from ppl_vae.training import train
 
-    if chosen.get("resume") and chosen.get("out") and not RunDirectory(chosen["out"]).exists:
-        print(f"note: {chosen['out']} holds no run to resume; the training begins at step 0")
+    out = chosen.get("out")
+    is_begun = bool(chosen.get("resume") and out) and not RunDirectory(str(out)).exists
     directory = RunDirectory(train(**make_options(chosen, chosen["allow"])))
+    if is_begun:
+        print(f"note: {out} held no run to resume; the training began at step 0")
     if launched_rank():
         return
     if not chosen.get("report", True):

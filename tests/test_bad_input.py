@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -154,21 +156,27 @@ def test_bad_input_through_the_real_command(made, tmp_path):
     collect()
     # What no shell can pass on.
     drawn = [bad for bad in drawn if not any("\0" in word for word in bad.words)][:NUM_COMMANDS]
-    failures = []
-    for number, bad in enumerate(drawn):
-        folder = tmp_path / str(number)
-        begin(made, folder, bad)
-        words = [os.fsencode(word) for word in bad.words if _can_be_passed(word)]
-        if len(words) < len(bad.words):
-            continue
-        done = subprocess.run([sys.executable, "-m", "ppl_vae", *words], cwd=folder,
-                              capture_output=True, timeout=300)  # fmt: skip
-        out, err = done.stdout.decode(), done.stderr.decode()
-        if what := complaint(bad, done.returncode, out, err):
-            failures.append((bad.kind, what, bad.words, err[-600:]))
-        shutil.rmtree(folder)
+    # Some at a time: to start Python and its libraries takes the most of it.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        folders = [tmp_path / str(number) for number in range(len(drawn))]
+        answers = pool.map(partial(_command, made), folders, drawn)
+        failures = [answer for answer in answers if answer is not None]
     print(f"{len(drawn)} bad command lines, {len(failures)} failures")
     assert failures == [], "\n".join(map(str, failures))
+
+
+def _command(made, folder, bad):
+    """What is wrong with the answer of a process of its own."""
+    begin(made, folder, bad)
+    words = [os.fsencode(word) for word in bad.words if _can_be_passed(word)]
+    if len(words) < len(bad.words):
+        return None
+    done = subprocess.run([sys.executable, "-m", "ppl_vae", *words], cwd=folder,
+                          capture_output=True, timeout=300)  # fmt: skip
+    out, err = done.stdout.decode(), done.stderr.decode()
+    shutil.rmtree(folder)
+    what = complaint(bad, done.returncode, out, err)
+    return (bad.kind, what, bad.words, err[-600:]) if what else None
 
 
 def _can_be_passed(word):

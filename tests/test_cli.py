@@ -352,7 +352,7 @@ def test_resume_goes_on_with_the_stored_options(ppl_vae_, flag):
 
 def test_a_resume_of_nothing_begins_and_says_so(ppl_vae_):
     words = ("train", "--data", "data.npz", "--report", "false", "--out", "runs/b", "--resume")
-    said = "note: runs/b holds no run to resume; the training begins at step 0\n"
+    said = "note: runs/b held no run to resume; the training began at step 0\n"
     assert ppl_vae_(*words, "--num_steps", 1) == f"{said}run     runs/b\n"
     assert ppl_vae_(*words, "--num_steps", 2) == "run     runs/b\n"
 
